@@ -1,0 +1,8 @@
+"""The one exception that means: the user can mend this."""
+
+
+class UserError(Exception):
+    """Bad input, with a message that says what was expected, what came, the valid choices and the fix.
+
+    `launch.py` prints it as one message without a traceback and exits with code 2.
+    """
