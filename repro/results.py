@@ -49,7 +49,9 @@ class NamedArray:
     def __post_init__(self) -> None:
         values = np.asarray(self.values)
         if values.dtype.kind not in "biufcU":
-            raise ValueError(f"type {values.dtype} cannot be saved without pickle: convert it, e.g. to float32")
+            raise ValueError(
+                f"type {values.dtype} cannot be saved without pickle: convert it, e.g. to float32"
+            )
         axes = {str(name): _axis(extent) for name, extent in self.axes.items()}
         lengths = tuple(extent if isinstance(extent, int) else len(extent) for extent in axes.values())
         if lengths != values.shape:
@@ -182,7 +184,9 @@ def save(directory: Path, result: Result) -> None:
     write_atomic(directory / "arrays.npz", lambda file: _write_arrays(file, values))
     write_json(directory / "arrays.json", manifest)
     write_json(directory / "notes.json", result.notes)
-    write_json(directory / "scalars.json", {name: encode_number(value) for name, value in result.scalars.items()})
+    write_json(
+        directory / "scalars.json", {name: encode_number(value) for name, value in result.scalars.items()}
+    )
 
 
 def _write_arrays(file: IO[bytes], values: Mapping[str, np.ndarray]) -> None:
@@ -190,7 +194,9 @@ def _write_arrays(file: IO[bytes], values: Mapping[str, np.ndarray]) -> None:
     with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
         for name, array in values.items():
             with archive.open(f"{name}.npy", "w", force_zip64=True) as entry:
-                np.lib.format.write_array(entry, np.ascontiguousarray(array).reshape(array.shape), allow_pickle=False)
+                np.lib.format.write_array(
+                    entry, np.ascontiguousarray(array).reshape(array.shape), allow_pickle=False
+                )
 
 
 def load(directory: Path) -> Result:

@@ -18,7 +18,9 @@ def some_result() -> Result:
     return Result(
         scalars={"loss": 0.25, "never": math.nan, "up": math.inf, "down": -math.inf},
         arrays={
-            "match.eval_fsl_train_loss": NamedArray(np.arange(6.0).reshape(2, 3), {"seed": 2, "set": ["a", "b", "c"]}, "nat"),
+            "match.eval_fsl_train_loss": NamedArray(
+                np.arange(6.0).reshape(2, 3), {"seed": 2, "set": ["a", "b", "c"]}, "nat"
+            ),
             "file": NamedArray(np.array(["x", "yy"]), {"token": 2}),
             "step": NamedArray(np.int64(7), {}),
         },
@@ -46,7 +48,10 @@ def test_files_are_strict_json_and_plain_npz(tmp_path):
     text = (tmp_path / "scalars.json").read_text()
     assert "NaN" not in text and json.loads(text)["never"] is None
     manifest = json.loads((tmp_path / "arrays.json").read_text())
-    assert manifest["match.eval_fsl_train_loss"] == {"unit": "nat", "axes": {"seed": 2, "set": ["a", "b", "c"]}}
+    assert manifest["match.eval_fsl_train_loss"] == {
+        "unit": "nat",
+        "axes": {"seed": 2, "set": ["a", "b", "c"]},
+    }
     with np.load(tmp_path / "arrays.npz", allow_pickle=False) as archive:
         assert sorted(archive.files) == sorted(manifest)
     assert not list(tmp_path.glob(".*.tmp"))
@@ -115,7 +120,9 @@ def test_a_really_full_disk(tmp_path):
         pytest.skip("only root may mount a small disk")
     disk = tmp_path / "disk"
     disk.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "none", disk], capture_output=True).returncode:
+    if subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=64k", "none", disk], capture_output=True
+    ).returncode:
         pytest.skip("mounting is not allowed here")
     try:
         save(disk, Result({"loss": 1.0}))
