@@ -19,6 +19,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from repro.analyses.specs import ToyFactors
+from repro.data.random_streams import published_streams
 from repro.errors import UserError
 from repro.results import NamedArray, Result
 
@@ -27,7 +28,7 @@ FACTORS = ("a", "b", "c")
 
 def starting_factors(seed: int, dimension: int) -> tuple[Float[np.ndarray, "3 d"], Float[np.ndarray, "3 d"]]:
     """The true and the initial a, b, c, all N(0, 1), from the random streams of the published runs."""
-    with jax.threefry_partitionable(False):
+    with published_streams():
         keys = jax.random.split(jax.random.PRNGKey(seed), 6)
         vectors = np.stack([np.asarray(jax.random.normal(key, (dimension,), jnp.float32)) for key in keys])
     return vectors[:3], vectors[3:]
@@ -36,10 +37,11 @@ def starting_factors(seed: int, dimension: int) -> tuple[Float[np.ndarray, "3 d"
 def product_loss(factors: Float[Array, "3 d"], truth: Float[Array, "3 d"]) -> Float[Array, ""]:
     """0.5 * mean over all d^3 entries of (a* x b* x c* - a x b x c)^2, from inner products alone.
 
-    Each factor is split into its part along the truth, s f*, and the rest, r. The products of parts are orthogonal
-    to each other, so the squared error is a sum of eight terms without a negative one:
-    (1 - s_a s_b s_c)^2 |a*|^2 |b*|^2 |c*|^2 and every product with at least one rest. Expanding the square into
-    |T|^2 - 2 <T, P> + |P|^2 instead would lose four digits in float32 once the loss is near 1e-5.
+    Each factor is split into its part along the truth, s f*, and the rest, r. The products of parts are
+    orthogonal to each other, so the squared error is a sum of eight terms without a negative one:
+    (1 - s_a s_b s_c)^2 |a*|^2 |b*|^2 |c*|^2 and every product with at least one rest. Expanding the
+    square into |T|^2 - 2 <T, P> + |P|^2 instead would lose all but two digits in float32 once the loss
+    is near 1e-5.
     """
     true_square = jnp.sum(truth**2, axis=1)
     share = jnp.sum(factors * truth, axis=1) / true_square
@@ -61,9 +63,8 @@ def loss_given_others(factors: Float[Array, "3 d"], truth: Float[Array, "3 d"]) 
 
     Both signs, because b and c can make good for the sign of a.
     """
-    return jnp.minimum(
-        product_loss(truth.at[0].set(factors[0]), truth), product_loss(truth.at[0].set(-factors[0]), truth)
-    )
+    either_sign = [product_loss(truth.at[0].set(sign * factors[0]), truth) for sign in (1, -1)]
+    return jnp.minimum(*either_sign)
 
 
 @partial(jax.jit, static_argnames=("iterations",))
@@ -101,8 +102,9 @@ def run(
 
     subject, data and directory are not used: the toy is its own model and data.
     Arrays over [condition, iteration]: `loss`, `progress_one_minus_cos2`, `progress_clamped_loss`; and
-    `true_factors`, `initial_factors` over [factor, dimension]. Scalars of each condition: the first iteration with
-    a loss below a tenth of its start (infinite if never), and loss and progress at `report_at`.
+    `true_factors`, `initial_factors` over [factor, dimension]. Scalars of each condition: the first
+    iteration with a loss below a tenth of its start (infinite if never), and loss and progress at
+    `report_at`.
     """
     truth, start = starting_factors(spec.seed, spec.dimension)
     clamped = np.array([[factor in held for factor in FACTORS] for held in spec.conditions.values()])
@@ -118,9 +120,8 @@ def run(
         )
     if record is not None:
         for row, name in enumerate(names):
-            record.many(
-                np.arange(spec.iterations), {key: value[row] for key, value in curves.items()}, condition=name
-            )
+            columns = {key: value[row] for key, value in curves.items()}
+            record.many(np.arange(spec.iterations), columns, condition=name)
     axes = {"condition": names, "iteration": spec.iterations}
     arrays = {name: NamedArray(values, axes) for name, values in curves.items()}
     start_axes = {"factor": list(FACTORS), "dimension": spec.dimension}

@@ -16,7 +16,7 @@ from repro.analyses.toy_factors import (
 )
 from repro.errors import UserError
 
-# arXiv 2404.07129, Fig. 5a, as measured with the authors' code (six decimals, or three digits for small losses).
+# arXiv 2404.07129, Fig. 5a, as measured with the authors' code (six decimals; small losses three digits).
 PUBLISHED_LOSS = {
     "none": {
         0: 0.755899,
