@@ -1,4 +1,4 @@
-"""Where a number came from: code, packages, machine, command. Never an environment variable, never a secret."""
+"""Where a number came from: code, packages, machine, command. No environment variable, no secret."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def packages() -> dict[str, str]:
 
 
 def code(folder: Path) -> dict[str, Any]:
-    """The commit of the code in `folder`; `dirty` if files differ from it, then `diff_sha256` tells which state it was.
+    """The commit of the code in `folder`; if files differ from it, `diff_sha256` tells the states apart.
 
     All None where there is no git or no repository.
     """

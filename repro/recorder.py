@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self
@@ -94,17 +95,15 @@ class Recorder:
             self._file.write(lines)
             self._file.flush()
         except OSError as error:
-            # Whoever goes on after this must not continue a torn line. What is still in the buffer is dropped.
+            # Whoever goes on after this must not continue a torn line.
             self._reopen_at(begin)
             raise cannot_write(self._directory / LOG, error) from error
 
     def _reopen_at(self, size: int) -> None:
         with open(self._directory / LOG, "r+b") as file:
             file.truncate(size)
-        try:
+        with suppress(OSError):  # closing tries to write once more what did not fit
             self._file.close()
-        except OSError:  # closing tries to flush once more
-            pass
         with open(self._directory / LOG, "r+b") as file:
             file.truncate(size)
         self._file = open(self._directory / LOG, "a", encoding="utf-8")  # noqa: SIM115
@@ -127,7 +126,7 @@ class Recorder:
 
 
 def _block_lines(condition: str, steps: np.ndarray, block: dict[str, np.ndarray]) -> str:
-    """One line for each set of columns that have values at the same rows; rows without any value cost nothing."""
+    """One line for each set of columns that have values at the same rows: a gap costs nothing."""
     groups: dict[bytes, dict[str, np.ndarray]] = {}
     for name, values in block.items():
         groups.setdefault(np.packbits(~np.isnan(values)).tobytes(), {})[name] = values
@@ -207,7 +206,7 @@ def _frame(table: Mapping[tuple[str, str], Series]) -> Any:
 
 
 def read_history(directory: str | Path) -> Any:
-    """The history as a pandas DataFrame: from history.parquet, or from the log of a run that is not finished."""
+    """The history as a pandas DataFrame; of a run that is not finished, what its log has so far."""
     import pandas as pd
 
     directory = Path(directory)

@@ -155,7 +155,7 @@ def cannot_write(path: Path, error: OSError) -> UserError:
     """The message for a full disk or a forbidden place."""
     return UserError(
         f"cannot write {path}: {error.strerror or error}. Nothing already saved was lost. "
-        "Make room (or give another place with runs_dir=DIR) and run the same command again: it goes on from there."
+        "Make room (or choose another place with runs_dir=DIR) and run the same command again to go on."
     )
 
 

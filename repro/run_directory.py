@@ -8,15 +8,13 @@ The lock is held by the kernel for the process that works, so it disappears with
 
 from __future__ import annotations
 
-import fcntl
 import json
 import logging
 import os
 import shutil
-import socket
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -24,22 +22,21 @@ from typing import Any
 
 import yaml
 
-from repro import provenance
+from repro import locks, provenance
 from repro.errors import UserError
 from repro.results import cannot_write, read_json, write_atomic, write_json
 
 log = logging.getLogger(__name__)
 
 _LOCK = ".lock"
-_PATIENCE = 0.5  # seconds: whoever only looks whether a lock is free holds it for an instant
 
 
 @dataclass(frozen=True)
 class Status:
     """How far a run is: `new`, `queued`, `running`, `interrupted`, `done` or `failed`.
 
-    `new` (nothing there yet) and `interrupted` (running, but its process is gone) are never written, only found.
-    Times are ISO 8601 in UTC; `eta` is in seconds.
+    `new` (nothing there yet) and `interrupted` (running, but its process is gone) are never
+    written, only found. Times are ISO 8601 in UTC; `eta` is in seconds.
     """
 
     state: str = "new"
@@ -52,10 +49,6 @@ class Status:
     step: int | None = None
     total: int | None = None
     eta: float | None = None
-
-
-class Busy(UserError):
-    """Another process works in this run directory."""
 
 
 class RunDirectory:
@@ -108,7 +101,7 @@ class RunDirectory:
             probe.unlink()
         except OSError as error:
             raise UserError(
-                f"runs_dir: cannot write in {self.path}: {error.strerror}. Give a writable place with runs_dir=DIR."
+                f"runs_dir: cannot write in {self.path}: {error.strerror}. Choose another place with runs_dir=DIR."
             ) from error
 
     # status
@@ -149,64 +142,19 @@ class RunDirectory:
             return Status()
         return Status(**{key: content[key] for key in content if key in Status.__dataclass_fields__})
 
-    # lock
-
     def is_locked(self) -> bool:
         """Whether a process works here now."""
-        try:
-            with open(self.path / _LOCK, "rb") as file:
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except FileNotFoundError:
-            return False
-        except BlockingIOError:
-            return True
-        except OSError:  # a file system without locks: the status is all there is
-            return False
-        return False
+        return locks.is_held(self.path / _LOCK)
 
     @contextmanager
     def lock(self, wait: bool = False) -> Iterator[None]:
         """Be the only process that works here.
 
-        wait: wait for the other process instead of raising Busy (a UserError that tells who it is).
+        wait: wait for the other process instead of raising `locks.Busy`, a UserError that tells who it is.
         """
         self.prepare()
-        with open(self.path / _LOCK, "a+b") as file:
-            self._acquire(file, wait)
-            with suppress(OSError):  # a full disk costs only the name in the message for others
-                file.truncate(0)
-                file.write(
-                    json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "since": now()}).encode()
-                )
-                file.flush()
-            yield  # closing the file frees the lock; the file stays, for removing it would race with the next process
-
-    def _acquire(self, file: Any, wait: bool) -> None:
-        patience = time.monotonic() + _PATIENCE
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                if not wait and time.monotonic() > patience:
-                    raise Busy(self._who()) from None
-                time.sleep(0.05)
-            except OSError as error:
-                log.warning(
-                    "%s: this file system has no locks (%s); do not start the same run twice",
-                    self.path,
-                    error,
-                )
-                return
-            else:
-                return
-
-    def _who(self) -> str:
-        try:
-            holder = json.loads((self.path / _LOCK).read_text())
-            who = f"by process {holder['pid']} on {holder['host']} since {holder['since']}"
-        except (OSError, ValueError, KeyError):
-            who = "by another process"
-        return f"{self.path} is already being worked on {who}. Wait for it, or stop that process first."
+        with locks.exclusive(self.path / _LOCK, wait):
+            yield
 
     # a stretch of work
 
@@ -224,7 +172,7 @@ class RunDirectory:
     ) -> Iterator[bool]:
         """Hold the lock, write config.yaml and provenance.json, and keep status.json true.
 
-        Yields whether there is work to do: False if the run is done already (perhaps by the process waited for).
+        Yields whether there is work to do: not if the run is done (perhaps by the process waited for).
         An exception sets `failed` with its text; being stopped from outside leaves a run that resumes.
         rerun: forget everything saved before. Other arguments: see `provenance.collect`.
         """

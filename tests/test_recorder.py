@@ -145,7 +145,7 @@ def test_a_full_disk_keeps_the_rows_before(tmp_path):
 
 
 def test_a_long_run_is_cheap(tmp_path):
-    """31,250 steps, 40 columns that exist at 201 of them: a few seconds at most, where a row at a time takes minutes."""
+    """31,250 steps, and 40 columns that exist at 201 of them."""
     steps = np.arange(31_250)
     sparse = np.where(steps % 156 == 0, 0.5, np.nan)
     columns = {"train_loss": steps * 1e-5, **{f"eval_{i}": sparse + i for i in range(40)}}

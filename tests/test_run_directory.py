@@ -10,8 +10,9 @@ import pytest
 
 from repro import run_directory
 from repro.errors import UserError
+from repro.locks import Busy
 from repro.results import Result, save
-from repro.run_directory import Busy, RunDirectory, find_runs
+from repro.run_directory import RunDirectory, find_runs
 
 CONFIG = {"paper": {"slug": "demo"}, "seed": 0}
 

@@ -1,0 +1,39 @@
+"""Locks: one holder at a time, gone with its process."""
+
+import os
+import signal
+
+import pytest
+
+from repro.errors import UserError
+from repro.locks import Busy, exclusive, is_held
+
+
+def test_one_holder_at_a_time(tmp_path):
+    path = tmp_path / ".lock"
+    assert not is_held(path)
+    with exclusive(path):
+        assert is_held(path)
+        with pytest.raises(Busy, match=f"by process {os.getpid()} on"), exclusive(path):
+            raise AssertionError("two holders")
+        assert is_held(path)
+    assert not is_held(path)
+    with exclusive(path):
+        pass
+
+
+def test_a_killed_holder_frees_the_lock(tmp_path):
+    path = tmp_path / ".lock"
+    child = os.fork()
+    if child == 0:
+        with exclusive(path):
+            os.kill(os.getpid(), signal.SIGKILL)
+    os.waitpid(child, 0)
+    assert not is_held(path)
+    with exclusive(path):
+        assert is_held(path)
+
+
+def test_a_place_that_cannot_be_written(tmp_path):
+    with pytest.raises(UserError, match="cannot write"), exclusive(tmp_path / "none" / ".lock"):
+        pass
