@@ -1,0 +1,76 @@
+# `make help` lists the targets. Each sets up what it needs: a virtual environment with everything installed.
+#   make <paper> MODEL=... DATA=... HARDWARE=... ARGS="seed=0,1,2"     all experiments of one paper, then its claims
+#   VENV=DIR uses (or makes) that environment, PYTHON=python3.12 makes it with that interpreter.
+
+SHELL := /bin/bash
+VENV ?= .venv
+PYTHON ?= python3
+PY := $(VENV)/bin/python
+STAMP := $(VENV)/.repro-installed
+RUNS ?= runs
+PAPERS := $(filter-out TEMPLATE,$(notdir $(patsubst %/,%,$(wildcard papers/*/))))
+CHOICES := $(if $(MODEL),model=$(MODEL)) $(if $(DATA),data=$(DATA)) $(if $(HARDWARE),hardware=$(HARDWARE)) \
+           $(if $(TRACKING),tracking=$(TRACKING)) runs_dir=$(RUNS) $(ARGS)
+
+.DEFAULT_GOAL := help
+.PHONY: help setup reproduce papers report publish test test-slow check format smoke bench clean $(PAPERS)
+
+help: ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | awk -F'\t' '{printf "  %-12s %s\n", $$1, $$2}'
+	@echo "  one a paper: $(PAPERS)"
+
+setup: $(STAMP) ## the environment and the installed packages
+
+$(PY):
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	    { echo "Python 3.11 or newer is needed: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+# Installed again whenever the dependencies change.
+$(STAMP): pyproject.toml | $(PY)
+	$(PY) -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@touch $@
+
+reproduce: $(STAMP) ## the headline experiment of every paper, then the report
+	$(PY) launch.py headline $(CHOICES)
+	$(PY) launch.py report runs_dir=$(RUNS)
+
+$(PAPERS): $(STAMP)
+	$(PY) launch.py -m 'paper/$@=glob(*,exclude=[base,smoke,inspect])' $(CHOICES)
+	$(PY) launch.py claims $@ runs_dir=$(RUNS)
+
+papers: $(PAPERS) ## every experiment of every paper, then the report
+	$(PY) launch.py report runs_dir=$(RUNS)
+
+report: $(STAMP) ## every claim and figure of everything run so far
+	$(PY) launch.py report runs_dir=$(RUNS)
+
+publish: $(STAMP) ## to Weights & Biases what ran offline
+	$(PY) launch.py publish runs_dir=$(RUNS)
+
+smoke: $(STAMP) ## the tiny twin of every paper, CPU, under a minute each
+	@set -e; for paper in $(PAPERS); do \
+	    $(PY) launch.py paper/$$paper=smoke hardware=debug rerun=true runs_dir=$(RUNS)/smoke $(ARGS); done
+
+test: $(STAMP) ## the tests, without the slow ones
+	$(PY) -m pytest -m 'not slow and not slurm' $(ARGS)
+
+test-slow: $(STAMP) ## the slow tests
+	$(PY) -m pytest -m 'slow and not slurm' $(ARGS)
+
+check: $(STAMP) ## what CI checks: ruff, pyright, pytest
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m pyright --pythonpath $(PY)
+	$(PY) -m pytest -m 'not slow and not slurm'
+
+format: $(STAMP) ## ruff's fixes and formatting
+	$(PY) -m ruff check --fix .
+	$(PY) -m ruff format .
+
+bench: $(STAMP) ## every benchmark
+	@set -e; for file in benchmarks/*.py; do echo "== $$file"; $(PY) $$file $(ARGS); done
+
+clean: ## caches and build products; neither runs nor the environment
+	rm -rf build dist *.egg-info .pytest_cache .ruff_cache
+	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +

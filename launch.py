@@ -1,0 +1,272 @@
+"""The door: `python launch.py` alone lists the papers, their experiments, and how to run them.
+
+Composes the config, then runs here or submits, as the hardware profile says. Heavy imports are inside functions,
+so that listing and typos answer at once.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from repro.errors import UserError
+
+if TYPE_CHECKING:
+    from repro.config import Config
+    from repro.workers import Outcome
+
+ROOT = Path(__file__).resolve().parent
+_HYDRA_FLAGS = ("--info", "-i", "--shell-completion", "-sc", "--hydra-help")
+
+
+def main(words: Sequence[str] | None = None, root: Path = ROOT) -> int:
+    """The whole program; returns the exit code: 0 done, 1 a run failed, 2 bad input, 130 interrupted."""
+    try:
+        return _route(list(sys.argv[1:] if words is None else words), root)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        return 130
+
+
+def _route(words: list[str], root: Path) -> int:
+    if not words or words[0] in ("-h", "--help", "help", "list"):
+        from repro import listing
+
+        print(listing.text(root))
+        return 0
+    if words[0] in COMMANDS:
+        return COMMANDS[words[0]](words[1:], root)
+    if any(word in _HYDRA_FLAGS for word in words):
+        return _ask_hydra(root)
+    return _run(words, root)
+
+
+def _run(words: list[str], root: Path) -> int:
+    from repro import config
+
+    multirun = any(word in ("-m", "--multirun") for word in words)
+    show = "--cfg" in words or "-c" in words
+    known = ("-m", "--multirun", "--cfg", "-c", "--resolve")
+    overrides = [word for word in words if word not in (*known, *(("job",) if show else ()))]
+    for word in overrides:
+        if word.startswith("-") or ("=" not in word and word[0] != "~"):
+            expected = f"expected KEY=VALUE, a flag ({', '.join(known)}) or a command ({', '.join(COMMANDS)})"
+            raise UserError(f"{word}: {expected}. python launch.py lists what there is")
+    if not any(word.lstrip("+").startswith("paper/") for word in overrides):
+        raise UserError("no paper given: add paper/SLUG=EXPERIMENT. python launch.py lists them")
+    # Two ways to write one config make one run.
+    configs = list({item.directory: item for item in config.compose_all(overrides, multirun, root)}.values())
+    if show:
+        return _show(configs)
+    if configs[0].values["dry_run"]:
+        return _dry_run(configs)
+    return _dispatch(configs)
+
+
+def _dispatch(configs: list[Config]) -> int:
+    from repro import cluster
+    from repro.hardware import Hardware
+    from repro.run_directory import RunDirectory
+    from repro.workers import Outcome
+
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that worker processes are stopped, too
+    finished = [item for item in configs if RunDirectory(item.directory).is_done() and not item.values["rerun"]]
+    outcomes = [Outcome(item, 0, "was done already (rerun=true computes it again)") for item in finished]
+    for profile, group in _by_profile([item for item in configs if item not in finished]):
+        outcomes += cluster.dispatch(group, Hardware.parse(profile, "hardware"))
+    for outcome in outcomes:
+        if outcome.config in finished or (outcome.code == 0 and _in_background(outcome.config)):
+            _report(outcome.config)
+    code = _aggregate([outcome.config for outcome in outcomes if outcome.code == 0])
+    return max(_summary(outcomes), code)
+
+
+def _by_profile(configs: list[Config]) -> list[tuple[dict, list[Config]]]:
+    """Runs with the same hardware profile go together, so that a multirun becomes one SLURM array."""
+    groups: dict[str, list[Config]] = {}
+    for item in configs:
+        groups.setdefault(json.dumps(item.values["hardware"], sort_keys=True), []).append(item)
+    return [(json.loads(profile), group) for profile, group in groups.items()]
+
+
+def _in_background(config: Config) -> bool:
+    return config.values["hardware"]["executor"] != "inline"
+
+
+def _report(config: Config) -> None:
+    """What a finished run came to: its directory and its claims."""
+    print(f"{config.title}: {config.directory}")
+    path = config.directory / "claims.json"
+    if path.exists():
+        print(_claims_table(json.loads(path.read_text())))
+
+
+def _aggregate(configs: list[Config]) -> int:
+    """Runs that differ only in seed become one figure with a band."""
+    families: dict[str, list[Config]] = {}
+    for item in configs:
+        families.setdefault(item.family, []).append(item)
+    repeats = [family for family in families.values() if len(family) > 1]
+    if not repeats:
+        return 0
+    from repro import pipeline
+
+    for family in repeats:
+        try:
+            pipeline.aggregate(family)
+        except UserError as error:  # the runs themselves are saved
+            print(f"error: {family[0].slug}={family[0].experiment} over seeds: {error}", file=sys.stderr)
+            return 1
+    return 0
+
+
+def _summary(outcomes: list[Outcome]) -> int:
+    """Print what became of a multirun. A single run answers with its own code, a multirun with 1 if any failed."""
+    if len(outcomes) == 1:
+        outcome = outcomes[0]
+        if outcome.note.startswith("failed"):
+            print(f"error: {outcome.note}", file=sys.stderr)
+        return outcome.code or 0
+    failed = [outcome for outcome in outcomes if outcome.code]
+    print(f"{len(outcomes)} runs: {sum(item.code == 0 for item in outcomes)} done, {len(failed)} failed, "
+          f"{sum(item.code is None for item in outcomes)} submitted")  # fmt: skip
+    for outcome in failed:
+        seed = outcome.config.values["seed"]
+        note = outcome.note or f"failed with code {outcome.code}"
+        print(f"  {outcome.config.title} seed={seed}: {note}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def _dry_run(configs: list[Config]) -> int:
+    from repro import cluster
+    from repro.hardware import Hardware
+    from repro.workers import worker_count
+
+    for profile, group in _by_profile(configs):
+        hardware = Hardware.parse(profile, "hardware")
+        if hardware.executor == "slurm":
+            print(cluster.sbatch_text(group, hardware))
+            continue
+        where = f"{worker_count(hardware)} processes at a time" if hardware.executor == "processes" else "here"
+        for item in group:
+            print(f"would run {where} on {hardware.device}: {item.title} in {item.directory}")
+    print("dry_run=true: nothing was started", file=sys.stderr)
+    return 0
+
+
+def _show(configs: list[Config]) -> int:
+    import yaml
+
+    for item in configs:
+        print(f"# {item.title}\n{yaml.safe_dump(item.values, sort_keys=False, allow_unicode=True)}")
+    return 0
+
+
+def _ask_hydra(root: Path) -> int:
+    """Shell completion and --info are Hydra's own."""
+    import hydra
+
+    version = {"version_base": None} if hydra.__version__.startswith("1.3") else {}
+    hydra.main(config_path=str(root / "conf"), config_name="config", **version)(lambda cfg: None)()
+    return 0
+
+
+def _claims_table(rows: list[dict]) -> str:
+    """id, verdict, measured and published of each claim, in columns."""
+    columns = ("id", "verdict", "measured", "published", "says")
+    table = [columns, *(tuple(_cell(row.get(name)) for name in columns) for row in rows)]
+    widths = [max(len(line[i]) for line in table) for i in range(len(columns))]
+    return "\n".join("  " + "  ".join(f"{cell:<{width}}" for cell, width in zip(line, widths, strict=True)).rstrip()
+                     for line in table)  # fmt: skip
+
+
+def _cell(value: object) -> str:
+    text = f"{value:.4g}" if isinstance(value, float) else "" if value is None else str(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _options(words: list[str], **defaults: str) -> tuple[list[str], dict[str, str]]:
+    """Plain words, and the KEY=VALUE ones whose keys are given with their defaults."""
+    options = dict(defaults)
+    for word in (word for word in words if "=" in word):
+        key, value = word.split("=", 1)
+        if key not in defaults:
+            raise UserError(f"{word}: unknown option. Valid options: {', '.join(f'{name}=' for name in defaults)}")
+        options[key] = value
+    return [word for word in words if "=" not in word], options
+
+
+def _claims(words: list[str], root: Path) -> int:
+    """claims [SLUG] [runs_dir=runs]: the verdicts of everything run so far."""
+    from repro.run_directory import find_runs
+
+    slugs, options = _options(words, runs_dir="runs")
+    runs = [run for run in find_runs(options["runs_dir"]) if not slugs or run.slug in slugs]
+    for run in runs:
+        path = run.path / "claims.json"
+        print(f"{run.slug}={run.experiment} {run.digest}: {run.status().state}")
+        print(_claims_table(json.loads(path.read_text())) if path.exists() else "  no claims judged")
+    if not runs:
+        print(f"nothing run yet in {options['runs_dir']}")
+    return 0
+
+
+def _headline(words: list[str], root: Path) -> int:
+    """headline [OVERRIDES]: the headline experiment of every paper, one failure not stopping the next."""
+    from repro import listing
+
+    entries = [entry for entry in listing.papers(root) if entry.headline]
+    if not entries:
+        raise UserError("no paper has a headline experiment: set paper.headline in conf/paper/<slug>/base.yaml")
+    return max(main([f"paper/{entry.slug}={entry.headline}", *words], root) for entry in entries)
+
+
+def _remake(words: list[str], root: Path) -> int:
+    """remake RUN_DIR...: figures and claims again, from the saved result, without the model."""
+    if not words:
+        raise UserError("remake: which run? Give one or more run directories, e.g. runs/SLUG/EXPERIMENT/HASH")
+    from repro import config, pipeline
+
+    for word in words:
+        pipeline.remake(config.load(word))
+        _report(config.load(word))
+    return 0
+
+
+def _build_report(words: list[str], root: Path) -> int:
+    """report [runs_dir=runs]: every claim, figure and number so far, as Markdown and HTML."""
+    from repro.report.build import build
+
+    _, options = _options(words, runs_dir="runs")
+    print(build(Path(options["runs_dir"])))
+    return 0
+
+
+def _publish(words: list[str], root: Path) -> int:
+    """publish [online|offline] [runs_dir=runs]: to Weights & Biases what ran offline or without."""
+    from repro import tracking
+
+    modes, options = _options(words, runs_dir="runs")
+    if len(modes) > 1 or (modes and modes[0] not in ("online", "offline")):
+        raise UserError(f"publish: got {' '.join(modes)}. Valid choices: online, offline")
+    tracking.publish(Path(options["runs_dir"]), modes[0] if modes else "online")
+    return 0
+
+
+COMMANDS: dict[str, Callable[[list[str], Path], int]] = {
+    "report": _build_report,
+    "claims": _claims,
+    "remake": _remake,
+    "publish": _publish,
+    "headline": _headline,
+}
+
+if __name__ == "__main__":
+    sys.exit(main())

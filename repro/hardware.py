@@ -1,0 +1,125 @@
+"""Hardware profiles: where a run goes, and what one site calls its partitions and modules."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, field_validator
+
+from repro.errors import UserError
+from repro.specs import Spec
+
+Count = Annotated[int, Field(ge=1)]
+Natural = Annotated[int, Field(ge=0)]
+_SECRET_LINE = re.compile(r"(?i)(key|token|secret|password)\w*\s*=")
+
+
+class Site(Spec):
+    """What only a site knows. Values given here replace those of a SLURM profile.
+
+    partition, account, qos, constraint: as sbatch names them. modules: loaded in every job.
+    setup: shell lines that every job runs first. gpu_type: what the site calls its GPUs.
+    options: further sbatch options by name.
+    """
+
+    partition: str | None = None
+    account: str | None = None
+    qos: str | None = None
+    constraint: str | None = None
+    gpu_type: str | None = None
+    modules: list[str] = []
+    setup: list[str] = []
+    options: dict[str, str | int | float | bool] = {}
+
+    @field_validator("setup")
+    @classmethod
+    def _no_secret(cls, lines: list[str]) -> list[str]:
+        for line in lines:
+            if _SECRET_LINE.search(line):
+                raise UserError(
+                    "setup: a line sets something that looks like a secret, and would be written into every job"
+                    " script. Set it in your own environment instead: SLURM passes that on"
+                )
+        return lines
+
+
+class SiteFile(Site):
+    """The site file: values for every SLURM profile, and under `profiles` for single ones by name."""
+
+    profiles: dict[str, Site] = {}
+
+
+class Hardware(Site):
+    """A hardware profile: where a run goes and what it may use.
+
+    executor: `inline` runs here, `processes` runs `workers` processes at a time here, `slurm` submits.
+    device: `auto` takes a GPU if there is one. matmul: rounding of matrix products on a GPU.
+    device_map: how a model too large for one GPU is spread. threads: CPU threads a process may use.
+    gpus: per node; `gres` overrules what is made of gpus and gpu_type. memory_gb: per node.
+    max_requeues: how often a job that reaches its time limit goes back into the queue to resume.
+    signal_delay_s: how long before the limit it is told. wait: SLURM only; stay until the jobs have ended.
+    """
+
+    executor: Literal["inline", "processes", "slurm"]
+    device: Literal["cpu", "cuda", "auto"] = "cpu"
+    matmul: Literal["float32", "tensorfloat32"] = "float32"
+    device_map: Literal["auto", "balanced", "sequential"] | None = None
+    workers: Count | None = None
+    threads: Count | None = None
+    nodes: Count = 1
+    cpus: Count = 1
+    memory_gb: Annotated[float, Field(gt=0)] | None = None
+    gpus: Natural = 0
+    gres: str | None = None
+    timeout_min: Count = 60
+    array_parallelism: Count = 16
+    max_requeues: Natural = 3
+    signal_delay_s: Count = 120
+    wait: bool = False
+
+    @property
+    def generic_resources(self) -> str | None:
+        """The value of sbatch's --gres, such as "gpu:a100:1"; None without GPUs."""
+        if self.gres is not None:
+            return self.gres
+        return ":".join(part for part in ("gpu", self.gpu_type, str(self.gpus)) if part) if self.gpus else None
+
+
+def site_path(environment: Mapping[str, str] = os.environ) -> Path:
+    """The file outside the repository with this site's names: $REPRO_SITE, or ~/.config/repro/site.yaml."""
+    home = Path(environment.get("XDG_CONFIG_HOME") or "~/.config").expanduser()
+    return Path(environment.get("REPRO_SITE") or home / "repro" / "site.yaml").expanduser()
+
+
+def read_site(path: Path, required: bool) -> SiteFile:
+    """The site file; an empty one if it is not there. Raises `UserError` if it is damaged, or missing but required."""
+    import yaml
+
+    if not path.exists() and not required:
+        return SiteFile()
+    try:
+        content = yaml.safe_load(path.read_text()) or {}
+    except (OSError, yaml.YAMLError) as error:
+        raise UserError(f"site file {path} cannot be read: {error}. Mend it, or unset REPRO_SITE") from None
+    if not isinstance(content, Mapping):
+        raise UserError(f"site file {path}: expected keys and values such as 'partition: gpu', got {content!r}")
+    return SiteFile.parse(content, f"site file {path}:")
+
+
+def with_site(hardware: dict[str, Any], profile: str, given: Collection[str]) -> dict[str, Any]:
+    """A SLURM profile with the site's names filled in; anything else as it is.
+
+    given: the keys of `hardware` set on the command line, which nothing replaces.
+    """
+    if hardware.get("executor") != "slurm":
+        return hardware
+    site = read_site(site_path(), required="REPRO_SITE" in os.environ)
+    filled = dict(hardware)
+    for part in (site, site.profiles.get(profile, Site())):
+        for key in part.model_fields_set - {"profiles"} - set(given):
+            filled[key] = getattr(part, key)
+    return filled

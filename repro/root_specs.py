@@ -1,0 +1,181 @@
+"""What the whole config must look like: its root keys, and the parts that belong to no room.
+
+`parse` turns the resolved mapping into specs, or raises one `UserError`. Nothing here imports PyTorch or JAX.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from repro.errors import UserError
+from repro.hardware import Hardware
+from repro.specs import Family, Spec
+
+Natural = Annotated[int, Field(ge=0)]
+
+
+class Seeds(Spec):
+    """Named streams: initialisation, training sequences, evaluation sequences."""
+
+    init: Natural
+    train: Natural
+    eval: Natural
+
+    @model_validator(mode="after")
+    def _distinct(self) -> Self:
+        if len({self.init, self.train, self.eval}) < 3:
+            got = f"init={self.init}, train={self.train}, eval={self.eval}"
+            raise UserError(
+                f"seed: init, train and eval must differ, or training and evaluation would share random numbers;"
+                f" got {got}. Give other ones, e.g. seed.init=5 seed.train=0 seed.eval=1"
+            )
+        return self
+
+
+class Paper(Spec):
+    """What is being reproduced. `headline` is the experiment `make reproduce` runs.
+
+    `seeds` are the published ones where a paper has several; `seed=k` then shifts `init` by k.
+    """
+
+    slug: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
+    title: str
+    citation: str
+    headline: str | None = None
+    seeds: Seeds | None = None
+
+
+class Tracking(Spec):
+    """Weights & Biases: `offline` writes files that `make publish` sends later. Credentials stay outside."""
+
+    mode: Literal["offline", "online", "disabled"] = "offline"
+    project: str = "repro-harness"
+    entity: str | None = None
+    tags: list[str] = []
+    init_timeout_s: Annotated[float, Field(gt=0)] = 20
+    finish_timeout_s: Annotated[float, Field(gt=0)] = 60
+
+
+# What of a run is checked by which room. The rooms are imported when a config is checked, not before.
+GROUPS = {
+    "model": ("repro.models.specs", "Model"),
+    "data": ("repro.data.specs", "Data"),
+    "analysis": ("repro.analyses.specs", "Analysis"),
+}
+MAPPINGS = {
+    "sequences": ("repro.data.specs", "Sequences"),
+    "training": ("repro.training.specs", "Training"),
+}
+OWN: dict[str, type[Spec]] = {"paper": Paper, "hardware": Hardware, "tracking": Tracking}
+LISTS = {"manipulations": ("repro.interventions.specs", "Manipulation")}
+NAMED = {
+    "conditions": ("repro.training.specs", "Condition"),
+    "figures": ("repro.figures.specs", "Figure"),
+}
+SWITCHES = {"rerun": False, "dry_run": False, "verbose": False, "wait": True}
+ROOT_KEYS = sorted([*OWN, *GROUPS, *MAPPINGS, *LISTS, *NAMED, *SWITCHES, "seed", "runs_dir"])
+# What cannot change a number, and so is no part of the hash.
+NOT_HASHED = {"hardware", "tracking", "figures", "runs_dir", *SWITCHES}
+
+
+def suggest(word: str, choices: list[str]) -> str:
+    """" (did you mean 'x'?)" if one of the choices is close to the word, else nothing."""
+    near = difflib.get_close_matches(word, choices, n=1)
+    return f" (did you mean {near[0]!r}?)" if near else ""
+
+
+def parse(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The checked config by root key: specs, and lists and mappings of specs where the config has such.
+
+    Raises `UserError` naming key, expected, got and valid choices.
+    """
+    unknown = [str(key) for key in values if key not in ROOT_KEYS]
+    if unknown:
+        raise UserError(
+            "\n".join(f"{key}: unknown key{suggest(key, ROOT_KEYS)}. Valid keys: {', '.join(ROOT_KEYS)}" for key in unknown)
+        )
+    parsed: dict[str, Any] = {}
+    for key, own in OWN.items():
+        parsed[key] = own.parse(_mapping(values, key, "a choice is required"), key)
+    for key, place in {**GROUPS, **MAPPINGS}.items():
+        part = values.get(key)
+        parsed[key] = None if part is None else _one(place, _mapping(values, key, ""), key)
+    for key, place in LISTS.items():
+        items = values.get(key) or []
+        if not isinstance(items, list):
+            raise UserError(f"{key}: expected a list, got {items!r}. Give e.g. '{key}=[{{kind: ...}}]'")
+        parsed[key] = [_one(place, _as_mapping(item, f"{key}.{i}"), f"{key}.{i}") for i, item in enumerate(items)]
+    for key, place in NAMED.items():
+        items = _mapping(values, key, "") if values.get(key) else {}
+        parsed[key] = {
+            str(name): _one(place, _as_mapping(item or {}, f"{key}.{name}"), f"{key}.{name}")
+            for name, item in items.items()
+        }
+    parsed["seed"] = _seed(values.get("seed", 0), parsed["paper"].seeds)
+    parsed["runs_dir"] = _runs_dir(values.get("runs_dir", "runs"))
+    for key, default in SWITCHES.items():
+        parsed[key] = _switch(key, values.get(key, default))
+    return parsed
+
+
+def dump(part: Any) -> Any:
+    """Plain values of a spec, or of a list or mapping of specs."""
+    if isinstance(part, Spec):
+        return part.model_dump(mode="json")
+    if isinstance(part, dict):
+        return {key: dump(item) for key, item in part.items()}
+    if isinstance(part, list):
+        return [dump(item) for item in part]
+    return part
+
+
+def _one(place: tuple[str, str], mapping: Mapping[str, Any], where: str) -> Spec:
+    module, name = place
+    spec = getattr(importlib.import_module(module), name)
+    return spec.choose(mapping, where) if issubclass(spec, Family) else spec.parse(mapping, where)
+
+
+def _mapping(values: Mapping[str, Any], key: str, missing: str) -> Mapping[str, Any]:
+    if values.get(key) is None:
+        raise UserError(f"{key}: {missing}. Give {key}=NAME; python launch.py lists what there is")
+    return _as_mapping(values[key], key)
+
+
+def _as_mapping(item: Any, where: str) -> Mapping[str, Any]:
+    if not isinstance(item, Mapping):
+        raise UserError(f"{where}: expected a mapping of keys to values, got {item!r}")
+    return item
+
+
+def _seed(seed: Any, published: Seeds | None) -> int | Seeds:
+    """One integer, or three named seeds: the paper's own, shifted by an integer or replaced in part."""
+    whole = isinstance(seed, int) and not isinstance(seed, bool)
+    if published is None:
+        if whole and seed >= 0:
+            return seed
+        raise UserError(f"seed: expected one integer of at least 0, got {seed!r}. Give e.g. seed=1")
+    if whole:
+        return Seeds.parse({**published.model_dump(), "init": published.init + seed}, "seed")
+    if isinstance(seed, Mapping):
+        return Seeds.parse({**published.model_dump(), **seed}, "seed")
+    raise UserError(
+        f"seed: expected an integer k (initialisation seed {published.init} + k) or the keys init, train, eval;"
+        f" got {seed!r}. Give e.g. seed=1 or seed.init=7"
+    )
+
+
+def _runs_dir(value: Any) -> str:
+    if not isinstance(value, str) or not value:
+        raise UserError(f"runs_dir: expected a folder, got {value!r}. Give e.g. runs_dir=runs")
+    return value
+
+
+def _switch(key: str, value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise UserError(f"{key}: expected true or false, got {value!r}")
+    return value
