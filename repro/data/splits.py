@@ -83,8 +83,9 @@ def label_pairs(spec: Sequences) -> dict[str, LabelPairs]:
     missing = sorted(set(range(spec.labels)) - set(train.flatten().tolist()))
     if missing:
         raise UserError(
-            f"sequences.label_pair_split: labels {missing} occur in no training pair ({len(train)} pairs of {spec.labels}"
-            f" labels). Choose another label_pair_seed (now {spec.label_pair_seed}), or hold out less"
+            f"sequences.label_pair_split: labels {missing} occur in no training pair ({len(train)} pairs"
+            f" of {spec.labels} labels). Choose another label_pair_seed"
+            f" (now {spec.label_pair_seed}), or hold out less"
         )
     return {
         "train": train,
