@@ -7,7 +7,6 @@ so that listing and typos answer at once.
 from __future__ import annotations
 
 import json
-import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -61,8 +60,10 @@ def _run(words: list[str], root: Path) -> int:
             raise UserError(f"{word}: {expected}. python launch.py lists what there is")
     if not any(word.lstrip("+").startswith("paper/") for word in overrides):
         raise UserError("no paper given: add paper/SLUG=EXPERIMENT. python launch.py lists them")
-    # Two ways to write one config make one run.
-    configs = list({item.directory: item for item in config.compose_all(overrides, multirun, root)}.values())
+    unique: dict[Path, Config] = {}
+    for item in config.compose_all(overrides, multirun, root):
+        unique.setdefault(item.directory, item)  # two ways to write one config make one run
+    configs = list(unique.values())
     if show:
         return _show(configs)
     if configs[0].values["dry_run"]:
@@ -76,7 +77,6 @@ def _dispatch(configs: list[Config]) -> int:
     from repro.run_directory import RunDirectory
     from repro.workers import Outcome
 
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that worker processes are stopped, too
     finished = [item for item in configs if RunDirectory(item.directory).is_done() and not item.values["rerun"]]
     outcomes = [Outcome(item, 0, "was done already (rerun=true computes it again)") for item in finished]
     for profile, group in _by_profile([item for item in configs if item not in finished]):
@@ -234,9 +234,9 @@ def _remake(words: list[str], root: Path) -> int:
         raise UserError("remake: which run? Give one or more run directories, e.g. runs/SLUG/EXPERIMENT/HASH")
     from repro import config, pipeline
 
-    for word in words:
-        pipeline.remake(config.load(word))
-        _report(config.load(word))
+    for saved in [config.load(word) for word in words]:
+        pipeline.remake(saved)
+        _report(saved)
     return 0
 
 
@@ -251,11 +251,11 @@ def _build_report(words: list[str], root: Path) -> int:
 
 def _publish(words: list[str], root: Path) -> int:
     """publish [online|offline] [runs_dir=runs]: to Weights & Biases what ran offline or without."""
-    from repro import tracking
-
     modes, options = _options(words, runs_dir="runs")
     if len(modes) > 1 or (modes and modes[0] not in ("online", "offline")):
         raise UserError(f"publish: got {' '.join(modes)}. Valid choices: online, offline")
+    from repro import tracking
+
     tracking.publish(Path(options["runs_dir"]), modes[0] if modes else "online")
     return 0
 

@@ -21,10 +21,12 @@ from repro.config import Config, load
 from repro.errors import UserError
 from repro.hardware import Hardware
 from repro.results import write_json
-from repro.run_directory import Busy, RunDirectory
+from repro.locks import Busy
+from repro.run_directory import RunDirectory
 from repro.workers import Outcome, environment, execute, mark_failed, prepare, python_path, run_processes
 
 _CLIENT_SECONDS = 60  # SLURM's own clients give up after 59 s when the controller does not answer
+_POLL_SECONDS = 5.0
 _ARRAY_LIMIT = 1000  # below SLURM's default MaxArraySize of 1001
 
 
@@ -35,10 +37,13 @@ def dispatch(configs: Sequence[Config], hardware: Hardware) -> list[Outcome]:
     """
     if hardware.executor == "slurm":
         _require_slurm()
+        waiting = [outcome for config in configs if (outcome := _in_queue_already(config))]
+        configs = [config for config in configs if config not in [outcome.config for outcome in waiting]]
     for config in configs:
         prepare(config)
     if hardware.executor == "slurm":
-        return _submit(configs, hardware)
+        outcomes = [*waiting, *_submit(configs, hardware)]
+        return [_wait(outcome) for outcome in outcomes] if hardware.wait else outcomes
     if hardware.executor == "processes":
         return run_processes(configs, hardware)
     os.environ.update(environment(hardware))
@@ -143,7 +148,17 @@ def _submit(configs: Sequence[Config], hardware: Hardware) -> list[Outcome]:
             _note_job(config, job.job_id, str(job.paths.stdout))
             outcomes.append(Outcome(config, None, f"submitted as job {job.job_id}, log {job.paths.stdout}"))
             print(f"{config.title}: {outcomes[-1].note}", flush=True)
-    return [_wait(outcome) for outcome in outcomes] if hardware.wait else outcomes
+    return outcomes
+
+
+def _in_queue_already(config: Config) -> Outcome | None:
+    job_id = job_of(config)
+    if job_id is None or RunDirectory(config.directory).status().state not in ("queued", "running"):
+        return None
+    if not in_queue(job_id):
+        return None
+    print(f"{config.title}: already in the queue as job {job_id}", flush=True)
+    return Outcome(config, None, f"already in the queue as job {job_id}")
 
 
 def _note_job(config: Config, job_id: str, log: str) -> None:
@@ -157,7 +172,7 @@ def _note_job(config: Config, job_id: str, log: str) -> None:
         pass
 
 
-def _wait(outcome: Outcome, seconds: float = 5.0) -> Outcome:
+def _wait(outcome: Outcome) -> Outcome:
     """Until the run is done or failed, or its job is gone without either."""
     run = RunDirectory(outcome.config.directory)
     job_id = job_of(outcome.config)
@@ -171,7 +186,7 @@ def _wait(outcome: Outcome, seconds: float = 5.0) -> Outcome:
         gone = 0 if job_id is None or in_queue(job_id) else gone + 1
         if gone > 2:  # a shared file system may show the result a little later
             return Outcome(outcome.config, 1, f"job {job_id} ended without a result: see its log")
-        time.sleep(seconds)
+        time.sleep(_POLL_SECONDS)
 
 
 def job_of(config: Config) -> str | None:

@@ -141,7 +141,8 @@ def _expand(overrides: Sequence[str], multirun: bool, root: Path) -> Iterator[li
 
     parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
     axes: dict[str, list[str]] = {}
-    for line, override in zip(overrides, parser.parse_overrides(list(overrides)), strict=True):
+    for line in overrides:
+        override = _parse_line(parser, line)
         key = override.get_key_element()
         _check_key(key.lstrip("+~"), line, root)
         group = _is_group(key.lstrip("+"), root)
@@ -159,6 +160,17 @@ def _expand(overrides: Sequence[str], multirun: bool, root: Path) -> Iterator[li
         for choice in axes[key] if group else []:
             _check_choice(choice, root)
     yield from (list(run) for run in itertools.product(*axes.values()))
+
+
+def _parse_line(parser: Any, line: str) -> Any:
+    from hydra.errors import OverrideParseException
+
+    try:
+        return parser.parse_overrides([line])[0]
+    except OverrideParseException as error:
+        why = next(item for item in str(error).splitlines() if not item.startswith("Error when parsing"))
+        raise UserError(f"{line}: cannot be read as KEY=VALUE: {why}. Lists are [a,b], mappings {{a: 1}}, and "
+                        "a value with such signs in it needs quotes: key='\"a, b\"'") from None  # fmt: skip
 
 
 def choices_of(group: str, root: Path = ROOT) -> list[str]:

@@ -29,6 +29,8 @@ from repro.results import cannot_write, read_json, write_atomic, write_json
 log = logging.getLogger(__name__)
 
 _LOCK = ".lock"
+# What a waiting or restarted job needs, and what it has said so far, is older than its results.
+_KEPT = (_LOCK, "config.json", "job.json", "output.log")
 
 
 @dataclass(frozen=True)
@@ -101,7 +103,8 @@ class RunDirectory:
             probe.unlink()
         except OSError as error:
             raise UserError(
-                f"runs_dir: cannot write in {self.path}: {error.strerror}. Choose another place with runs_dir=DIR."
+                f"runs_dir: cannot write in {self.path}: {error.strerror}. "
+                "Choose another place with runs_dir=DIR."
             ) from error
 
     # status
@@ -230,9 +233,9 @@ class RunDirectory:
         write_json(self.path / "provenance.json", {**self.provenance(), **facts})
 
     def clear(self) -> None:
-        """Remove everything that was saved, but not the lock."""
+        """Remove everything that was saved, but not the lock and what the dispatcher put here."""
         for path in self.path.iterdir():
-            if path.name == _LOCK:
+            if path.name in _KEPT:
                 continue
             try:
                 shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()

@@ -7,6 +7,7 @@ config.json.
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -20,7 +21,8 @@ from repro.config import CONFIG_JSON, ROOT, Config, load
 from repro.errors import UserError
 from repro.hardware import Hardware
 from repro.results import write_atomic
-from repro.run_directory import Busy, RunDirectory
+from repro.locks import Busy
+from repro.run_directory import RunDirectory
 
 LOG = "output.log"
 
@@ -89,6 +91,7 @@ def run_processes(configs: Sequence[Config], hardware: Hardware) -> list[Outcome
     waiting, running, outcomes = list(configs), {}, {}
     variables = {**os.environ, **environment(hardware), "PYTHONPATH": python_path()}
     started = time.monotonic()
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that workers are stopped, too
     try:
         while waiting or running:
             while waiting and len(running) < worker_count(hardware):
@@ -101,6 +104,7 @@ def run_processes(configs: Sequence[Config], hardware: Hardware) -> list[Outcome
             time.sleep(0.05)
     finally:
         _stop(running)
+        signal.signal(signal.SIGTERM, before)
     return [outcomes[config.directory] for config in configs]
 
 
