@@ -102,7 +102,7 @@ class ClassSource(NamedTuple):
 
 
 def _categorical(
-    key: Key, log_p: Float32[Array, "..."], shape: tuple[int, int]
+    key: Key, log_p: Float32[Array, "*shape"], shape: tuple[int, int]
 ) -> Int32[Array, "item sequence"]:
     # The mode is a global setting of JAX otherwise, and changes the draws.
     return jax.random.categorical(key, log_p, shape=shape, mode="low")
@@ -122,7 +122,7 @@ def draw_mixture(key: Key, sources: Sequence[ClassSource], weights: Sequence[flo
     return classes, types
 
 
-def shuffle(key: Key, arrays: Sequence[Int32[Array, "..."]], axis: int) -> list[Int32[Array, "..."]]:
+def shuffle(key: Key, arrays: Sequence[Int32[Array, "*shape"]], axis: int) -> list[Int32[Array, "*shape"]]:
     """Permute equally shaped `arrays` along `axis`, every slice on its own, all arrays alike.
 
     Equals `jax.random.permutation(key, array, axis, independent=True)` of each array, with one
