@@ -1,4 +1,4 @@
-"""Only one process at a time: a lock the kernel frees with the process that holds it, even after `kill -9`."""
+"""Only one process at a time: the kernel frees the lock with its process, even after `kill -9`."""
 
 from __future__ import annotations
 
