@@ -1,7 +1,7 @@
 """The door: `python launch.py` alone lists the papers, their experiments, and how to run them.
 
-Composes the config, then runs here or submits, as the hardware profile says. Heavy imports are inside functions,
-so that listing and typos answer at once.
+Composes the config, then runs here or submits, as the hardware profile says. Heavy imports are inside
+functions, so that listing and typos answer at once.
 """
 
 from __future__ import annotations
@@ -77,7 +77,9 @@ def _dispatch(configs: list[Config]) -> int:
     from repro.run_directory import RunDirectory
     from repro.workers import Outcome
 
-    finished = [item for item in configs if RunDirectory(item.directory).is_done() and not item.values["rerun"]]
+    finished = [
+        item for item in configs if RunDirectory(item.directory).is_done() and not item.values["rerun"]
+    ]
     outcomes = [Outcome(item, 0, "was done already (rerun=true computes it again)") for item in finished]
     for profile, group in _by_profile([item for item in configs if item not in finished]):
         outcomes += cluster.dispatch(group, Hardware.parse(profile, "hardware"))
@@ -103,9 +105,7 @@ def _in_background(config: Config) -> bool:
 def _report(config: Config) -> None:
     """What a finished run came to: its directory and its claims."""
     print(f"{config.title}: {config.directory}")
-    path = config.directory / "claims.json"
-    if path.exists():
-        print(_claims_table(json.loads(path.read_text())))
+    _print_claims(config.directory)
 
 
 def _aggregate(configs: list[Config]) -> int:
@@ -128,7 +128,7 @@ def _aggregate(configs: list[Config]) -> int:
 
 
 def _summary(outcomes: list[Outcome]) -> int:
-    """Print what became of a multirun. A single run answers with its own code, a multirun with 1 if any failed."""
+    """Print what became of it all. One run answers with its own code, several with 1 if any failed."""
     if len(outcomes) == 1:
         outcome = outcomes[0]
         if outcome.note.startswith("failed"):
@@ -154,7 +154,9 @@ def _dry_run(configs: list[Config]) -> int:
         if hardware.executor == "slurm":
             print(cluster.sbatch_text(group, hardware))
             continue
-        where = f"{worker_count(hardware)} processes at a time" if hardware.executor == "processes" else "here"
+        where = (
+            f"{worker_count(hardware)} processes at a time" if hardware.executor == "processes" else "here"
+        )
         for item in group:
             print(f"would run {where} on {hardware.device}: {item.title} in {item.directory}")
     print("dry_run=true: nothing was started", file=sys.stderr)
@@ -178,18 +180,16 @@ def _ask_hydra(root: Path) -> int:
     return 0
 
 
-def _claims_table(rows: list[dict]) -> str:
-    """id, verdict, measured and published of each claim, in columns."""
-    columns = ("id", "verdict", "measured", "published", "says")
-    table = [columns, *(tuple(_cell(row.get(name)) for name in columns) for row in rows)]
-    widths = [max(len(line[i]) for line in table) for i in range(len(columns))]
-    return "\n".join("  " + "  ".join(f"{cell:<{width}}" for cell, width in zip(line, widths, strict=True)).rstrip()
-                     for line in table)  # fmt: skip
+def _print_claims(directory: Path) -> None:
+    from rich.console import Console
 
+    from repro import claims
 
-def _cell(value: object) -> str:
-    text = f"{value:.4g}" if isinstance(value, float) else "" if value is None else str(value)
-    return text if len(text) <= 60 else text[:57] + "..."
+    verdicts = claims.load(directory)
+    # Without a terminal rich would fold everything to 80 columns.
+    width = None if sys.stdout.isatty() else 160
+    if verdicts:
+        Console(width=width).print(claims.table(verdicts))
 
 
 def _options(words: list[str], **defaults: str) -> tuple[list[str], dict[str, str]]:
@@ -198,7 +198,9 @@ def _options(words: list[str], **defaults: str) -> tuple[list[str], dict[str, st
     for word in (word for word in words if "=" in word):
         key, value = word.split("=", 1)
         if key not in defaults:
-            raise UserError(f"{word}: unknown option. Valid options: {', '.join(f'{name}=' for name in defaults)}")
+            raise UserError(
+                f"{word}: unknown option. Valid options: {', '.join(f'{name}=' for name in defaults)}"
+            )
         options[key] = value
     return [word for word in words if "=" not in word], options
 
@@ -210,9 +212,8 @@ def _claims(words: list[str], root: Path) -> int:
     slugs, options = _options(words, runs_dir="runs")
     runs = [run for run in find_runs(options["runs_dir"]) if not slugs or run.slug in slugs]
     for run in runs:
-        path = run.path / "claims.json"
         print(f"{run.slug}={run.experiment} {run.digest}: {run.status().state}")
-        print(_claims_table(json.loads(path.read_text())) if path.exists() else "  no claims judged")
+        _print_claims(run.path)
     if not runs:
         print(f"nothing run yet in {options['runs_dir']}")
     return 0
@@ -224,7 +225,9 @@ def _headline(words: list[str], root: Path) -> int:
 
     entries = [entry for entry in listing.papers(root) if entry.headline]
     if not entries:
-        raise UserError("no paper has a headline experiment: set paper.headline in conf/paper/<slug>/base.yaml")
+        raise UserError(
+            "no paper has a headline experiment: set paper.headline in conf/paper/<slug>/base.yaml"
+        )
     return max(main([f"paper/{entry.slug}={entry.headline}", *words], root) for entry in entries)
 
 

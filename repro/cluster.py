@@ -20,8 +20,8 @@ from typing import Any
 from repro.config import Config, load
 from repro.errors import UserError
 from repro.hardware import Hardware
-from repro.results import write_json
 from repro.locks import Busy
+from repro.results import write_json
 from repro.run_directory import RunDirectory
 from repro.workers import Outcome, environment, execute, mark_failed, prepare, python_path, run_processes
 
@@ -56,10 +56,12 @@ class Run:
     def __call__(self, directory: str) -> None:
         config = load(directory)
         if int(os.environ.get("SLURM_RESTART_COUNT") or 0) > 0:
-            config = config.replaced(rerun=False)  # a requeued job goes on; only its first start was from scratch
+            # A requeued job goes on; only its first start was from scratch.
+            config = config.replaced(rerun=False)
         code = execute(config)
         if code:
-            raise RuntimeError(f"{config.title} failed with code {code}: see above")  # so that SLURM says FAILED
+            # Raised so that SLURM, too, says FAILED.
+            raise RuntimeError(f"{config.title} failed with code {code}: see above")
 
     def checkpoint(self, directory: str) -> Any:
         """Called before the time limit: the same again; the state to resume from is on disk already."""
@@ -87,6 +89,8 @@ def parameters(configs: Sequence[Config], hardware: Hardware) -> dict[str, Any]:
     if hardware.memory_gb is not None:
         options["mem"] = f"{round(hardware.memory_gb * 1024)}M"
     exports = {**environment(hardware), "PYTHONPATH": python_path()}
+    if hardware.generic_resources is not None:
+        exports.pop("CUDA_VISIBLE_DEVICES", None)  # SLURM itself says which GPUs a job may see
     given = {
         "partition": hardware.partition,
         "account": hardware.account,
@@ -108,24 +112,19 @@ def parameters(configs: Sequence[Config], hardware: Hardware) -> dict[str, Any]:
             *hardware.setup,
             # Since SLURM 22.05 srun no longer inherits the number of CPUs.
             "export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK",
-            *(f"export {name}={shlex.quote(value)}" for name, value in exports.items() if not _of_slurm(name, hardware)),
+            *(f"export {name}={shlex.quote(value)}" for name, value in exports.items()),
         ],
         "additional_parameters": options,
         **{name: value for name, value in given.items() if value is not None},
     }
 
 
-def _of_slurm(name: str, hardware: Hardware) -> bool:
-    """SLURM itself says which GPUs a job may see."""
-    return name == "CUDA_VISIBLE_DEVICES" and hardware.generic_resources is not None
-
-
 def _require_slurm() -> None:
     missing = [name for name in ("sbatch", "srun") if shutil.which(name) is None]
     if missing:
         raise UserError(
-            f"hardware: this profile submits to SLURM, and {' and '.join(missing)} cannot be found on PATH. Run it on"
-            " a login node of a cluster, choose hardware=local, or add dry_run=true to see the job script"
+            f"hardware: this profile submits to SLURM, and {' and '.join(missing)} cannot be found on PATH. Run"
+            " it on a login node, choose hardware=local, or add dry_run=true to see the job script"
         )
 
 
@@ -206,7 +205,9 @@ def in_queue(job_id: str) -> bool:
         return True
     if answer.returncode:
         return "Invalid job id" not in answer.stderr
-    return any(word not in ("", "COMPLETED", "FAILED", "CANCELLED", "TIMEOUT") for word in answer.stdout.split())
+    return any(
+        word not in ("", "COMPLETED", "FAILED", "CANCELLED", "TIMEOUT") for word in answer.stdout.split()
+    )
 
 
 def _job_folder(configs: Sequence[Config]) -> Path:

@@ -99,13 +99,17 @@ def from_hydra(cfg: Any, choices: Mapping[str, str | None], overrides: Sequence[
     chosen = {group: choice for group, choice in choices.items() if choice is not None}
     slug, experiment = _one_paper(chosen)
     if isinstance(plain.get("hardware"), dict):
-        given = [line.split("=")[0].lstrip("+")[len("hardware.") :] for line in overrides if "hardware." in line]
+        given = [
+            line.split("=")[0].lstrip("+")[len("hardware.") :] for line in overrides if "hardware." in line
+        ]
         plain["hardware"] = with_site(plain["hardware"], chosen.get("hardware", ""), given)
     parsed = parse({str(key): value for key, value in plain.items()})
     if parsed["paper"].slug != slug:
         raise UserError(f"paper.slug: conf/paper/{slug}/ sets {parsed['paper'].slug!r}; expected {slug!r}")
     if parsed["analysis"] is None:
-        raise UserError(f"analysis: paper/{slug}={experiment} chooses none. Give analysis=NAME, or another experiment")
+        raise UserError(
+            f"analysis: paper/{slug}={experiment} chooses none. Give analysis=NAME, or another experiment"
+        )
     content = identity.content(parsed, experiment)
     values = {key: _absolute(dump(part)) for key, part in parsed.items()}
     values["runs_dir"] = str(Path(values["runs_dir"]).expanduser().absolute())
@@ -128,10 +132,13 @@ def _compose_one(overrides: Sequence[str], root: Path) -> Config:
     papers = [line for line in overrides if line.startswith("paper/")]
     if len(papers) > 1:
         raise UserError(f"exactly one paper a run, got {' and '.join(papers)}. Leave out all but one")
-    lines = [line if _is_group(line.split("=")[0], root) or line[0] in "~+" else f"++{line}" for line in overrides]
+    lines = [
+        line if _is_group(line.split("=")[0], root) or line[0] in "~+" else f"++{line}" for line in overrides
+    ]
     cfg = hydra.compose("config", overrides=lines, return_hydra_config=True)
-    choices = {str(key): value for key, value in cfg.hydra.runtime.choices.items() if not str(key).startswith("hydra/")}
-    return from_hydra(cfg, choices, overrides)
+    chosen = {str(key): value for key, value in cfg.hydra.runtime.choices.items()}
+    own = {key: value for key, value in chosen.items() if not key.startswith("hydra/")}
+    return from_hydra(cfg, own, overrides)
 
 
 def _expand(overrides: Sequence[str], multirun: bool, root: Path) -> Iterator[list[str]]:
@@ -148,7 +155,9 @@ def _expand(overrides: Sequence[str], multirun: bool, root: Path) -> Iterator[li
         group = _is_group(key.lstrip("+"), root)
         key = key.lstrip("+") if group else key
         if not override.is_sweep_override():
-            axes[key] = [key if key[0] == "~" and "=" not in line else f"{key}={override.get_value_element_as_str()}"]
+            axes[key] = [
+                key if key[0] == "~" and "=" not in line else f"{key}={override.get_value_element_as_str()}"
+            ]
         elif not override.is_discrete_sweep():
             raise UserError(f"{line}: not a list of values. Give e.g. '{key}=0,1,2' or '{key}=range(0,3)'")
         elif not multirun:
@@ -169,8 +178,10 @@ def _parse_line(parser: Any, line: str) -> Any:
         return parser.parse_overrides([line])[0]
     except OverrideParseException as error:
         why = next(item for item in str(error).splitlines() if not item.startswith("Error when parsing"))
-        raise UserError(f"{line}: cannot be read as KEY=VALUE: {why}. Lists are [a,b], mappings {{a: 1}}, and "
-                        "a value with such signs in it needs quotes: key='\"a, b\"'") from None  # fmt: skip
+        raise UserError(
+            f"{line}: cannot be read as KEY=VALUE: {why}. Lists are [a,b], mappings {{a: 1}}, and a value"
+            " with such signs in it needs quotes: key='\"a, b\"'"
+        ) from None
 
 
 def choices_of(group: str, root: Path = ROOT) -> list[str]:
@@ -185,16 +196,21 @@ def _is_group(key: str, root: Path) -> bool:
 
 def _check_key(key: str, line: str, root: Path) -> None:
     if _SECRET_KEY.search(key):
-        raise UserError(f"{key}: looks like a secret, and overrides are saved and logged. Set it in the environment")
+        raise UserError(
+            f"{key}: looks like a secret, and overrides are saved and logged. Set it in the environment"
+        )
     papers = sorted(f"paper/{path.name}" for path in (root / "conf" / "paper").glob("*") if path.is_dir())
     if _is_group(key, root):
         return
     if key == "paper" or "/" in key:
         wanted = line.split("=", 1)[-1].replace("/", "=", 1) if key == "paper" else key
         near = suggest(f"paper/{wanted.split('=')[0]}" if key == "paper" else key, papers)
-        raise UserError(f"{line}: no such group{near}. A paper's experiment is chosen by {' or '.join(papers)} =NAME")
+        raise UserError(
+            f"{line}: no such group{near}. A paper's experiment is chosen by {' or '.join(papers)} =NAME"
+        )
     if key.split(".")[0] not in ROOT_KEYS:
-        raise UserError(f"{key}: unknown key{suggest(key.split('.')[0], ROOT_KEYS)}. Valid keys: {', '.join(ROOT_KEYS + papers)}")
+        near = suggest(key.split(".")[0], ROOT_KEYS)
+        raise UserError(f"{key}: unknown key{near}. Valid keys: {', '.join(ROOT_KEYS + papers)}")
 
 
 def _check_choice(line: str, root: Path) -> None:
@@ -205,20 +221,27 @@ def _check_choice(line: str, root: Path) -> None:
 
 
 def _one_paper(chosen: Mapping[str, str]) -> tuple[str, str]:
-    papers = [(group.removeprefix("paper/"), name) for group, name in chosen.items() if group.startswith("paper/")]
+    papers = [
+        (group.removeprefix("paper/"), name) for group, name in chosen.items() if group.startswith("paper/")
+    ]
     if len(papers) != 1:
         got = " and ".join(f"paper/{slug}={name}" for slug, name in papers) or "none"
-        raise UserError(f"exactly one paper a run, got {got}. python launch.py lists the papers and their experiments")
+        raise UserError(
+            f"exactly one paper a run, got {got}. python launch.py lists the papers and their experiments"
+        )
     return papers[0]
 
 
 def _refuse_leaks(values: Any) -> None:
     """A resolved config is saved and logged, so nothing secret of the environment may have got into it."""
-    secrets = {value: name for name, value in os.environ.items() if _SECRET_NAME.search(name) and len(value) >= 12}
+    named = {value: name for name, value in os.environ.items() if _SECRET_NAME.search(name)}
+    secrets = {value: name for value, name in named.items() if len(value) >= 12}
     for text in _texts(values):
         for value, name in secrets.items():
             if value in text:
-                raise UserError(f"the config holds the value of ${name}, and is saved and logged. Leave it out")
+                raise UserError(
+                    f"the config holds the value of ${name}, and is saved and logged. Leave it out"
+                )
 
 
 def _texts(values: Any) -> Iterator[str]:
@@ -247,7 +270,7 @@ def _hydra(root: Path) -> Iterator[None]:
     import hydra
 
     # 1.3 warns without it, 1.4 warns with it.
-    version = {"version_base": None} if hydra.__version__.startswith("1.3") else {}
+    version: dict[str, Any] = {"version_base": None} if hydra.__version__.startswith("1.3") else {}
     with hydra.initialize_config_dir(config_dir=str(root / "conf"), **version):
         yield
 
@@ -268,5 +291,7 @@ def _plain_errors() -> Iterator[None]:
         raise UserError(f"a file in conf/ is no valid YAML: {error}") from None
     except HydraException as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        kept = [line for line in lines if not line.startswith(("Config search path", "provider=", "See https"))]
+        kept = [
+            line for line in lines if not line.startswith(("Config search path", "provider=", "See https"))
+        ]
         raise UserError("\n".join(kept)) from None

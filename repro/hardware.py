@@ -41,8 +41,8 @@ class Site(Spec):
         for line in lines:
             if _SECRET_LINE.search(line):
                 raise UserError(
-                    "setup: a line sets something that looks like a secret, and would be written into every job"
-                    " script. Set it in your own environment instead: SLURM passes that on"
+                    "setup: a line sets something that looks like a secret, and would be written into every"
+                    " job script. Set it in your own environment instead: SLURM passes that on"
                 )
         return lines
 
@@ -86,7 +86,9 @@ class Hardware(Site):
         """The value of sbatch's --gres, such as "gpu:a100:1"; None without GPUs."""
         if self.gres is not None:
             return self.gres
-        return ":".join(part for part in ("gpu", self.gpu_type, str(self.gpus)) if part) if self.gpus else None
+        return (
+            ":".join(part for part in ("gpu", self.gpu_type, str(self.gpus)) if part) if self.gpus else None
+        )
 
 
 def site_path(environment: Mapping[str, str] = os.environ) -> Path:
@@ -96,7 +98,10 @@ def site_path(environment: Mapping[str, str] = os.environ) -> Path:
 
 
 def read_site(path: Path, required: bool) -> SiteFile:
-    """The site file; an empty one if it is not there. Raises `UserError` if it is damaged, or missing but required."""
+    """The site file; an empty one if there is none.
+
+    Raises `UserError` if it is damaged, or missing but required.
+    """
     import yaml
 
     if not path.exists() and not required:
@@ -106,7 +111,9 @@ def read_site(path: Path, required: bool) -> SiteFile:
     except (OSError, yaml.YAMLError) as error:
         raise UserError(f"site file {path} cannot be read: {error}. Mend it, or unset REPRO_SITE") from None
     if not isinstance(content, Mapping):
-        raise UserError(f"site file {path}: expected keys and values such as 'partition: gpu', got {content!r}")
+        raise UserError(
+            f"site file {path}: expected keys and values such as 'partition: gpu', got {content!r}"
+        )
     return SiteFile.parse(content, f"site file {path}:")
 
 

@@ -59,7 +59,9 @@ def checksum(path: Path, where: str) -> str:
         state = path.stat()
         return _checksum_of(path.resolve(), state.st_size, state.st_mtime_ns)
     except FileNotFoundError:
-        raise UserError(f"{where}: no such file: {path.absolute()}. Give one that exists: {where}=FILE") from None
+        raise UserError(
+            f"{where}: no such file: {path.absolute()}. Give one that exists: {where}=FILE"
+        ) from None
     except OSError as error:
         raise UserError(f"{where}: cannot read {path.absolute()}: {error.strerror}") from None
 
@@ -72,8 +74,9 @@ def _checksum_of(path: Path, size: int, changed: int) -> str:
 
 
 def _fingerprint(part: Any, where: str) -> Any:
-    if isinstance(part, Spec) and hasattr(part, "fingerprint"):
-        return part.fingerprint()  # this kind knows itself which of its values can change a number
+    own = getattr(part, "fingerprint", None)
+    if isinstance(part, Spec) and own is not None:
+        return own()  # this kind knows itself which of its values can change a number
     if isinstance(part, dict):
         return {key: _fingerprint(item, f"{where}.{key}") for key, item in part.items()}
     if isinstance(part, list):

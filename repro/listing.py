@@ -1,4 +1,4 @@
-"""The papers and experiments there are, read from the files in conf/ without Hydra, so that a list is quick."""
+"""The papers and experiments there are, read from the files in conf/ without Hydra: a list must be quick."""
 
 from __future__ import annotations
 
@@ -33,7 +33,9 @@ def choices(root: Path, group: str) -> list[str]:
 def text(root: Path) -> str:
     """What `python launch.py` alone prints."""
     entries = papers(root)
-    example = next(((entry.slug, entry.headline or next(iter(entry.experiments), "NAME")) for entry in entries), None)
+    example = next(
+        ((entry.slug, entry.headline or next(iter(entry.experiments), "NAME")) for entry in entries), None
+    )
     slug, experiment = example or ("SLUG", "NAME")
     lines = ["Papers and their experiments:", ""]
     for entry in entries:
@@ -48,7 +50,8 @@ def text(root: Path) -> str:
         "",
         "One run:          " + f"python launch.py paper/{slug}={experiment}",
         "Other values:     " + f"python launch.py paper/{slug}={experiment} seed=1 hardware=slurm_gpu",
-        "Several runs:     " + f"python launch.py -m paper/{slug}={experiment} seed=0,1,2 hardware=local_parallel",
+        "Several runs:     "
+        + f"python launch.py -m paper/{slug}={experiment} seed=0,1,2 hardware=local_parallel",
         "A whole paper:    " + f"make {slug}",
         "Only show it:     " + f"python launch.py paper/{slug}={experiment} hardware=slurm_a100 dry_run=true",
         "The full config:  " + f"python launch.py paper/{slug}={experiment} --cfg",

@@ -31,8 +31,8 @@ class Seeds(Spec):
         if len({self.init, self.train, self.eval}) < 3:
             got = f"init={self.init}, train={self.train}, eval={self.eval}"
             raise UserError(
-                f"seed: init, train and eval must differ, or training and evaluation would share random numbers;"
-                f" got {got}. Give other ones, e.g. seed.init=5 seed.train=0 seed.eval=1"
+                f"seed: init, train and eval must differ, or training and evaluation would share random"
+                f" numbers; got {got}. Give other ones, e.g. seed.init=5 seed.train=0 seed.eval=1"
             )
         return self
 
@@ -84,7 +84,7 @@ NOT_HASHED = {"hardware", "tracking", "figures", "runs_dir", *SWITCHES}
 
 
 def suggest(word: str, choices: list[str]) -> str:
-    """" (did you mean 'x'?)" if one of the choices is close to the word, else nothing."""
+    """ " (did you mean 'x'?)" if one of the choices is close to the word, else nothing."""
     near = difflib.get_close_matches(word, choices, n=1)
     return f" (did you mean {near[0]!r}?)" if near else ""
 
@@ -97,7 +97,10 @@ def parse(values: Mapping[str, Any]) -> dict[str, Any]:
     unknown = [str(key) for key in values if key not in ROOT_KEYS]
     if unknown:
         raise UserError(
-            "\n".join(f"{key}: unknown key{suggest(key, ROOT_KEYS)}. Valid keys: {', '.join(ROOT_KEYS)}" for key in unknown)
+            "\n".join(
+                f"{key}: unknown key{suggest(key, ROOT_KEYS)}. Valid keys: {', '.join(ROOT_KEYS)}"
+                for key in unknown
+            )
         )
     parsed: dict[str, Any] = {}
     for key, own in OWN.items():
@@ -109,7 +112,9 @@ def parse(values: Mapping[str, Any]) -> dict[str, Any]:
         items = values.get(key) or []
         if not isinstance(items, list):
             raise UserError(f"{key}: expected a list, got {items!r}. Give e.g. '{key}=[{{kind: ...}}]'")
-        parsed[key] = [_one(place, _as_mapping(item, f"{key}.{i}"), f"{key}.{i}") for i, item in enumerate(items)]
+        parsed[key] = [
+            _one(place, _as_mapping(item, f"{key}.{i}"), f"{key}.{i}") for i, item in enumerate(items)
+        ]
     for key, place in NAMED.items():
         items = _mapping(values, key, "") if values.get(key) else {}
         parsed[key] = {
@@ -164,8 +169,8 @@ def _seed(seed: Any, published: Seeds | None) -> int | Seeds:
     if isinstance(seed, Mapping):
         return Seeds.parse({**published.model_dump(), **seed}, "seed")
     raise UserError(
-        f"seed: expected an integer k (initialisation seed {published.init} + k) or the keys init, train, eval;"
-        f" got {seed!r}. Give e.g. seed=1 or seed.init=7"
+        f"seed: expected an integer k (initialisation seed {published.init} + k) or the keys init, train,"
+        f" eval; got {seed!r}. Give e.g. seed=1 or seed.init=7"
     )
 
 

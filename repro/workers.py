@@ -20,8 +20,8 @@ import yaml
 from repro.config import CONFIG_JSON, ROOT, Config, load
 from repro.errors import UserError
 from repro.hardware import Hardware
-from repro.results import write_atomic
 from repro.locks import Busy
+from repro.results import write_atomic
 from repro.run_directory import RunDirectory
 
 LOG = "output.log"
@@ -66,7 +66,7 @@ def execute(config: Config) -> int:
 
 
 def environment(hardware: Hardware) -> dict[str, str]:
-    """Environment variables that hold a process to the profile; they must be set before JAX or PyTorch loads."""
+    """Environment variables that hold a process to the profile; to be set before JAX or PyTorch loads."""
     variables = {}
     if hardware.device == "cpu":
         variables |= {"JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": ""}
@@ -74,7 +74,8 @@ def environment(hardware: Hardware) -> dict[str, str]:
         variables |= {"JAX_PLATFORMS": "cuda"}
     threads = hardware.threads or (hardware.cpus if hardware.executor == "slurm" else None)
     if threads:
-        names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NPROC")  # NPROC is what XLA reads
+        # NPROC is what XLA reads.
+        names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NPROC")
         variables |= {name: str(threads) for name in names}
     if hardware.executor == "processes" and hardware.device != "cpu":
         variables |= {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}  # several processes share the GPU
@@ -87,7 +88,7 @@ def worker_count(hardware: Hardware) -> int:
 
 
 def run_processes(configs: Sequence[Config], hardware: Hardware) -> list[Outcome]:
-    """Run configs in worker processes, some at a time; one that fails or is killed does not stop the others."""
+    """Run configs in worker processes, some at a time; one that fails or is killed stops no other."""
     waiting, running, outcomes = list(configs), {}, {}
     variables = {**os.environ, **environment(hardware), "PYTHONPATH": python_path()}
     started = time.monotonic()
@@ -111,7 +112,9 @@ def run_processes(configs: Sequence[Config], hardware: Hardware) -> list[Outcome
 def _start(config: Config, variables: Mapping[str, str]) -> subprocess.Popen:
     command = [sys.executable, "-m", "repro.workers", str(config.directory)]
     with open(config.directory / LOG, "ab") as log:
-        return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=dict(variables))
+        return subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=dict(variables)
+        )
 
 
 def _ended(config: Config, code: int) -> Outcome:
@@ -140,12 +143,12 @@ def _stop(running: Mapping[subprocess.Popen, Config]) -> None:
 
 
 def python_path() -> str:
-    """PYTHONPATH with this repository first, so that a job finds this code wherever it starts, installed or not."""
+    """PYTHONPATH with this repository first: a job finds this code wherever it starts, installed or not."""
     return os.pathsep.join(part for part in (str(ROOT), os.environ.get("PYTHONPATH", "")) if part)
 
 
 def mark_failed(config: Config, reason: str, busy: bool = False) -> None:
-    """Set the status `failed`, unless the run says so itself, or another process is at work on it (`busy`)."""
+    """Set the status `failed`, unless it is set already, or another process is at work (`busy`)."""
     run = RunDirectory(config.directory)
     if busy or run.status().state == "failed" or run.is_locked() or not run.path.is_dir():
         return

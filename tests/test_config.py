@@ -41,7 +41,10 @@ def test_saved_config_is_read_back_without_hydra(project: Path) -> None:
         (["paper/inventd=first"], "did you mean 'paper/invented'?"),
         (["paper=invented/first"], "did you mean 'paper/invented'?"),
         ([], "exactly one paper a run, got none"),
-        ([RUN, "paper/seeded=first"], "exactly one paper a run, got paper/invented=first and paper/seeded=first"),
+        (
+            [RUN, "paper/seeded=first"],
+            "exactly one paper a run, got paper/invented=first and paper/seeded=first",
+        ),
         ([RUN, "data=gausian"], "did you mean 'gaussian'?"),
         ([RUN, "hardware=slurm_a10"], "did you mean 'slurm_a100'?"),
         ([RUN, "data=null"], "Valid choices: "),
@@ -84,7 +87,8 @@ def test_secrets_of_the_environment_are_refused(project: Path, monkeypatch: pyte
 
 def test_hash_does_not_depend_on_how_a_value_is_written(project: Path) -> None:
     hashes = {
-        config.compose([RUN, f"analysis.learning_rate={rate}"], project).hash for rate in ("0.1", "1e-1", ".1")
+        config.compose([RUN, f"analysis.learning_rate={rate}"], project).hash
+        for rate in ("0.1", "1e-1", ".1")
     }
     assert len(hashes) == 1
     assert hashes == {config.compose([RUN], project).hash}  # the file says 0.1, too
@@ -93,14 +97,18 @@ def test_hash_does_not_depend_on_how_a_value_is_written(project: Path) -> None:
 
 @pytest.mark.parametrize(
     "override",
-    ["hardware=local", "hardware=slurm_a100", "tracking=offline", "runs_dir=elsewhere", "rerun=true", "verbose=true",
-     "dry_run=true", "wait=false", "paper.title=Another", "analysis.dimension=20"],
-)  # fmt: skip
+    [
+        *("hardware=local", "hardware=slurm_a100", "tracking=offline", "runs_dir=elsewhere", "rerun=true"),
+        *("verbose=true", "dry_run=true", "wait=false", "paper.title=Another", "analysis.dimension=20"),
+    ],
+)
 def test_what_cannot_change_a_number_does_not_change_the_hash(project: Path, override: str) -> None:
     assert config.compose([RUN, override], project).hash == config.compose([RUN], project).hash
 
 
-@pytest.mark.parametrize("override", ["seed=1", "analysis.iterations=4", "data=gaussian", "analysis.report_at=[1]"])
+@pytest.mark.parametrize(
+    "override", ["seed=1", "analysis.iterations=4", "data=gaussian", "analysis.report_at=[1]"]
+)
 def test_what_can_change_a_number_changes_the_hash(project: Path, override: str) -> None:
     assert config.compose([RUN, override], project).hash != config.compose([RUN], project).hash
 

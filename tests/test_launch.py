@@ -16,6 +16,10 @@ from repro.run_directory import RunDirectory
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 RUN = "paper/invented=first"
+CLAIM = {
+    **{"id": "C1", "source": "Fig. 1", "says": "it begins", "published": "1"},
+    **{"measured": "0.5", "tolerance": "> 0", "verdict": "reproduced", "why": ""},
+}
 
 
 @pytest.fixture
@@ -27,7 +31,7 @@ def walk(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
         if config.values["seed"] in fake.failing:
             raise fake.failing[config.values["seed"]]
         (config.directory / "scalars.json").write_text("{}")
-        (config.directory / "claims.json").write_text(json.dumps([{"id": "C1", "verdict": "reproduced", "measured": 0.5}]))
+        (config.directory / "claims.json").write_text(json.dumps([CLAIM]))
         RunDirectory(config.directory).set_status("done")
         return 0
 
@@ -55,7 +59,8 @@ def test_alone_it_lists_papers_experiments_and_how_to_run_them(
 def test_listing_imports_nothing_heavy(project: Path) -> None:
     code = (
         "import sys, pathlib, launch; launch.main([], pathlib.Path(sys.argv[1]));"
-        "print('IMPORTED', *{'hydra', 'jax', 'torch', 'wandb', 'matplotlib', 'numpy', 'pydantic'} & set(sys.modules))"
+        "heavy = {'hydra', 'jax', 'torch', 'wandb', 'matplotlib', 'numpy', 'pydantic'};"
+        "print('IMPORTED', *heavy & set(sys.modules))"
     )
     done = subprocess.run(
         [sys.executable, "-c", code, str(project)], cwd=REPOSITORY, capture_output=True, text=True, timeout=60
@@ -115,7 +120,7 @@ def test_a_finished_run_is_reported_and_not_computed_again(
     assert launch.main([RUN, "tracking=offline"], project) == 0
     assert len(walk.ran) == 1
     out = capsys.readouterr().out
-    assert "C1  reproduced  0.5" in out and str(walk.ran[0].directory) in out
+    assert "C1" in out and "reproduced" in out and str(walk.ran[0].directory) in out
     assert launch.main([RUN, "rerun=true"], project) == 0
     assert len(walk.ran) == 2
 
@@ -154,7 +159,9 @@ def test_repeats_over_seeds_are_aggregated_once_per_experiment(project: Path, wa
     assert len(walk.aggregated) == 2
 
 
-def test_runs_done_before_count_in_the_aggregate_and_failed_ones_do_not(project: Path, walk: SimpleNamespace) -> None:
+def test_runs_done_before_count_in_the_aggregate_and_failed_ones_do_not(
+    project: Path, walk: SimpleNamespace
+) -> None:
     launch.main([RUN, "seed=0"], project)
     walk.failing = {2: RuntimeError("no")}
     launch.main(["-m", RUN, "seed=0,1,2"], project)
@@ -186,7 +193,9 @@ def test_slurm_without_slurm_is_refused_and_never_runs_here(
     assert walk.ran == [] and not (project / "runs").exists()
 
 
-def test_cfg_shows_the_resolved_config(project: Path, walk: SimpleNamespace, capsys: pytest.CaptureFixture) -> None:
+def test_cfg_shows_the_resolved_config(
+    project: Path, walk: SimpleNamespace, capsys: pytest.CaptureFixture
+) -> None:
     import yaml
 
     assert launch.main([RUN, "--cfg", "job", "analysis.iterations=5"], project) == 0
@@ -195,20 +204,27 @@ def test_cfg_shows_the_resolved_config(project: Path, walk: SimpleNamespace, cap
     assert walk.ran == []
 
 
-def test_claims_of_everything_run_so_far(project: Path, walk: SimpleNamespace, capsys: pytest.CaptureFixture) -> None:
+def test_claims_of_everything_run_so_far(
+    project: Path, walk: SimpleNamespace, capsys: pytest.CaptureFixture
+) -> None:
     launch.main([RUN], project)
     capsys.readouterr()
     assert launch.main(["claims", "invented"], project) == 0
     out = capsys.readouterr().out
-    assert f"invented=first {walk.ran[0].hash}: done" in out and "C1  reproduced" in out
+    assert f"invented=first {walk.ran[0].hash}: done" in out and "C1" in out
     assert launch.main(["claims", "seeded"], project) == 0
     assert "nothing run yet" in capsys.readouterr().out
 
 
-def test_headline_runs_one_experiment_a_paper_and_goes_on_after_a_failure(project: Path, walk: SimpleNamespace) -> None:
+def test_headline_runs_one_experiment_a_paper_and_goes_on_after_a_failure(
+    project: Path, walk: SimpleNamespace
+) -> None:
     walk.failing = {0: RuntimeError("no")}
     assert launch.main(["headline"], project) == 1
-    assert [(config.slug, config.experiment) for config in walk.ran] == [("invented", "first"), ("seeded", "first")]
+    assert [(config.slug, config.experiment) for config in walk.ran] == [
+        ("invented", "first"),
+        ("seeded", "first"),
+    ]
 
 
 def test_headers_are_the_first_comment_line(project: Path) -> None:
