@@ -123,8 +123,8 @@ def _require_slurm() -> None:
     missing = [name for name in ("sbatch", "srun") if shutil.which(name) is None]
     if missing:
         raise UserError(
-            f"hardware: this profile submits to SLURM, and {' and '.join(missing)} cannot be found on PATH. Run"
-            " it on a login node, choose hardware=local, or add dry_run=true to see the job script"
+            f"hardware: this profile submits to SLURM, and {' and '.join(missing)} cannot be found on PATH."
+            " Run it on a login node, choose hardware=local, or add dry_run=true to see the job script"
         )
 
 
