@@ -64,7 +64,7 @@ def load(spec: Data) -> Features | None:
 
 def computed(values: Float32[np.ndarray, "class exemplar dim"], source: str, kind: str) -> Features:
     """Features that were computed, not read: their checksum is that of their bytes."""
-    return Features(values, source, hashlib.sha256(np.ascontiguousarray(values)).hexdigest(), kind)
+    return Features(values, source, hashlib.sha256(values.tobytes()).hexdigest(), kind)
 
 
 def _gaussian(spec: Gaussian) -> Features:

@@ -35,7 +35,7 @@ def ranges(split: tuple[int | str, int | str, int | str], available: int, key: s
     `key` is `class_split` or `exemplar_split`, for messages. The word `rest` takes what the numbers
     leave. Raises `UserError` if the numbers do not add up to `available`.
     """
-    named, what = sum(share for share in split if share != "rest"), key.removesuffix("_split")
+    named, what = sum(share for share in split if isinstance(share, int)), key.removesuffix("_split")
     got = f"sequences.{key}: {list(split)} (train, val, test)"
     if named > available:
         raise UserError(
@@ -47,7 +47,7 @@ def ranges(split: tuple[int | str, int | str, int | str], available: int, key: s
             f"{got} adds up to {named}, expected {available}, the size of the features' {what} axis."
             f" Write the word rest for one of them to take what is left"
         )
-    sizes = [available - named if share == "rest" else int(share) for share in split]
+    sizes = [int(share) if share != "rest" else available - named for share in split]
     starts = np.cumsum([0, *sizes])
     parts = {name: Range(int(starts[i]), sizes[i]) for i, name in enumerate(PARTS)}
     return {**parts, "all": Range(0, available)}
