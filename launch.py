@@ -259,8 +259,11 @@ def _publish(words: list[str], root: Path) -> int:
         raise UserError(f"publish: got {' '.join(modes)}. Valid choices: online, offline")
     from repro import tracking
 
-    tracking.publish(Path(options["runs_dir"]), modes[0] if modes else "online")
-    return 0
+    outcome = tracking.publish(Path(options["runs_dir"]), modes[0] if modes else "online")
+    print(", ".join(f"{len(runs)} {what}" for what, runs in outcome.items()))
+    for directory in outcome["failed"]:
+        print(f"  not sent: {directory}", file=sys.stderr)
+    return 1 if outcome["failed"] else 0
 
 
 COMMANDS: dict[str, Callable[[list[str], Path], int]] = {

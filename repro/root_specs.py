@@ -51,12 +51,17 @@ class Paper(Spec):
 
 
 class Tracking(Spec):
-    """Weights & Biases: `offline` writes files that `make publish` sends later. Credentials stay outside."""
+    """Weights & Biases: `offline` writes files that `make publish` sends later. Credentials stay outside.
+
+    base_url: another server. max_points: of one series sent; our own files keep all.
+    """
 
     mode: Literal["offline", "online", "disabled"] = "offline"
     project: str = "repro-harness"
     entity: str | None = None
     tags: list[str] = []
+    base_url: str | None = None
+    max_points: Annotated[int, Field(ge=1)] = 2000
     init_timeout_s: Annotated[float, Field(gt=0)] = 20
     finish_timeout_s: Annotated[float, Field(gt=0)] = 60
 
@@ -125,7 +130,27 @@ def parse(values: Mapping[str, Any]) -> dict[str, Any]:
     parsed["runs_dir"] = _runs_dir(values.get("runs_dir", "runs"))
     for key, default in SWITCHES.items():
         parsed[key] = _switch(key, values.get(key, default))
+    for name, condition in parsed["conditions"].items():
+        _check_condition(values, dump(condition), parsed["seed"], f"conditions.{name}")
     return parsed
+
+
+def condition_values(values: Mapping[str, Any], condition: Mapping[str, Any]) -> dict[str, Any]:
+    """The root values with what one condition says differently.
+
+    Mappings are merged at every depth, anything else is replaced (a list as a whole; a value inside a
+    mapping also by null). `manipulations: null` leaves those of the experiment.
+    """
+    said = {key: part for key, part in condition.items() if part is not None and part != {}}
+    return _merged(values, said)
+
+
+def _merged(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(under)
+    for key, part in over.items():
+        both = isinstance(part, Mapping) and isinstance(merged.get(key), Mapping)
+        merged[key] = _merged(merged[key], part) if both else part
+    return merged
 
 
 def dump(part: Any) -> Any:
@@ -143,6 +168,20 @@ def _one(place: tuple[str, str], mapping: Mapping[str, Any], where: str) -> Spec
     module, name = place
     spec = getattr(importlib.import_module(module), name)
     return spec.choose(mapping, where) if issubclass(spec, Family) else spec.parse(mapping, where)
+
+
+def _check_condition(values: Mapping[str, Any], condition: dict[str, Any], seed: Any, where: str) -> None:
+    """Refuse a condition whose merged values are wrong, naming the key in the condition."""
+    merged = condition_values({**values, "seed": dump(seed)}, condition)
+    for key, place in {**GROUPS, **MAPPINGS}.items():
+        if condition.get(key):
+            _one(place, _as_mapping(merged[key], f"{where}.{key}"), f"{where}.{key}")
+    for i, item in enumerate(condition.get("manipulations") or []):
+        _one(LISTS["manipulations"], _as_mapping(item, where), f"{where}.manipulations.{i}")
+    if condition.get("seed"):
+        if not isinstance(seed, Seeds):
+            raise UserError(f"{where}.seed: this paper has one seed for all conditions. Leave it out")
+        Seeds.parse(merged["seed"], f"{where}.seed")
 
 
 def _mapping(values: Mapping[str, Any], key: str, missing: str) -> Mapping[str, Any]:

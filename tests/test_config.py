@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from repro import config, identity
+from repro import config, identity, root_specs
 from repro.errors import UserError
 
 RUN = "paper/invented=first"
@@ -212,6 +212,43 @@ def test_the_command_line_wins_over_the_experiment_and_that_over_its_base(projec
     assert chosen.values["data"]["kind"] == "none"
     assert chosen.values["analysis"]["iterations"] == 9
     assert chosen.choices is not None and chosen.choices["data"] == "none"
+
+
+def test_conditions_are_merged_at_every_depth() -> None:
+    values = {
+        "training": {"batch": 32, "sequences": 64},
+        "seed": {"init": 5, "train": 0},
+        "manipulations": [1],
+    }
+    condition = {"training": {"sequences": 96}, "seed": {}, "manipulations": None, "model": {"depth": 1}}
+    assert root_specs.condition_values(values, condition) == {
+        **{"training": {"batch": 32, "sequences": 96}, "seed": {"init": 5, "train": 0}, "manipulations": [1]},
+        "model": {"depth": 1},
+    }
+    assert root_specs.condition_values(values, {"manipulations": []})["manipulations"] == []
+
+
+@pytest.mark.parametrize(
+    ("condition", "expected"),
+    [
+        (
+            "{training: {sequnces: 5}}",
+            "conditions.a.training.sequnces: unknown key (did you mean 'sequences'?)",
+        ),
+        ("{training: {sequences: 5}}", "at least one batch"),
+        ("{trainin: {}}", "conditions.a.trainin: unknown key (did you mean 'training'?)"),
+        ("{seed: {train: 5}}", "init, train and eval must differ"),
+        ("{seed: {initial: 5}}", "conditions.a.seed.initial"),
+        ("ablate", "conditions.a: expected a mapping"),
+    ],
+)
+def test_conditions_are_checked_with_what_they_are_merged_into(
+    project: Path, condition: str, expected: str
+) -> None:
+    run = ["paper/seeded=first", "training={sequences: 640}"]
+    assert expected in refused(project, *run, f"conditions={{a: {condition}}}")
+    good = config.compose([*run, "conditions={a: {training: {sequences: 96}, seed: {init: 7}}}"], project)
+    assert good.hash != config.compose(run, project).hash
 
 
 def test_a_file_of_the_wrong_paper_is_refused(project: Path) -> None:
