@@ -1,0 +1,170 @@
+"""Lines: one quantity over another, over training, layers, positions or any axis."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure as Canvas
+
+from repro.errors import UserError
+from repro.figures import style
+from repro.figures.selection import Stack, stack
+from repro.figures.specs import Curves, CurvesPanel, Label, Pick, Series
+from repro.results import Result
+
+PANEL_INCHES = (3.9, 2.9)
+
+
+@dataclass(frozen=True)
+class Line:
+    """x: (point,), y: (seed, point), and how to draw it."""
+
+    x: np.ndarray
+    y: Stack
+    x_labels: list[Label]
+    x_name: str
+    text: str
+    colour: str
+    style: Any
+    markers: bool = False
+
+
+def figure(spec: Curves, results: Sequence[Result], labels: Sequence[str]) -> Canvas:
+    """Draw every panel; means with bands from min to max when there are several results."""
+    panels = spec.filled_panels()
+    canvas, places = style.grid(spec, len(panels), PANEL_INCHES)
+    numbers: dict[str, int] = {}
+    for place, panel in zip(places, panels, strict=True):
+        draw_panel(place, panel, results, numbers)
+    if spec.share_y and len(places) > 1 and not any(panel.y_axis.limits for panel in panels):
+        style.share_limits(places)
+    extra = [style.band_handle(len(results))] if len(results) > 1 else []
+    if any(panel.published for panel in panels):
+        extra.append(style.published_handle(spec.published_label))
+    style.legend(canvas, places, spec, extra)
+    return canvas
+
+
+def draw_panel(place: Axes, panel: CurvesPanel, results: Sequence[Result], numbers: dict[str, int]) -> None:
+    """The lines of one panel, then references, published points and axes.
+
+    numbers: text in the legend -> colour, shared by the panels: what has one name has one colour.
+    """
+    lines: list[Line] = []
+    for series in panel.series:
+        lines += series_lines(series, panel, results, numbers)
+    for line in lines:
+        _draw(place, line)
+    style.references(place, panel)
+    for text, position in panel.reference_x.items():
+        place.axvline(position, color=style.GREY, linewidth=0.9, linestyle=(0, (1, 1.5)), label="_" + text)
+    _published(place, panel, lines)
+    if not lines:
+        return
+    y_axis = style.unit_of(panel.y_axis, lines[0].y.unit)
+    names = (lines[0].x_name, panel.series[0].y.rsplit(".", 1)[-1])
+    style.dress(place, panel.model_copy(update={"y_axis": y_axis}), *names)
+    if any(isinstance(label, str) for label in lines[0].x_labels):
+        place.set_xticks(lines[0].x, [str(label) for label in lines[0].x_labels])
+
+
+def series_lines(
+    series: Series, panel: CurvesPanel, results: Sequence[Result], numbers: dict[str, int]
+) -> list[Line]:
+    """The lines that one series of the spec stands for.
+
+    numbers: text -> colour, extended here. Along `fan_out` over whole numbers the number itself chooses the
+    colour, so that a head looks the same in every figure.
+    """
+    x_name = series.x or panel.x
+    lines: list[Line] = []
+    for condition, said in (series.conditions or {"": ""}).items():
+        pick = _named(series, condition)
+        x = None if x_name is None else _x(x_name.replace("{condition}", condition), results)
+        for label, part in _fanned(series, stack(results, pick, None if series.fan_out else 1)):
+            by_number = isinstance(label, int) and 0 <= label < 64 and not series.conditions
+            text = _text(series, said, label)
+            # Lines without a name are told apart by their order.
+            number = label if by_number else numbers.setdefault(text or f"line {len(numbers)}", len(numbers))
+            lines.append(_line(part, x, x_name, pick.array, text, number))
+    if series.colours == "sequential":
+        shades = style.sequential(len(lines))
+        lines = [_with(line, colour=shade, style="solid") for line, shade in zip(lines, shades, strict=True)]
+    if series.colour is not None:
+        lines = [_with(line, colour=style.named_colour(series.colour, 0), style="solid") for line in lines]
+    if series.markers:
+        lines = [_with(line, markers=True) for line in lines]
+    if series.style is not None:
+        lines = [_with(line, style=series.style) for line in lines]
+    return lines
+
+
+def _with(line: Line, **changes: Any) -> Line:
+    return Line(**{**line.__dict__, **changes})
+
+
+def _named(series: Series, condition: str) -> Pick:
+    minus = series.minus.replace("{condition}", condition) if series.minus else None
+    array = series.y.replace("{condition}", condition)
+    return Pick(array=array, select=series.select, average_over=series.average_over, minus=minus)
+
+
+def _fanned(series: Series, values: Stack) -> list[tuple[Label | None, Stack]]:
+    if series.fan_out is None:
+        return [(None, values)]
+    if series.fan_out not in values.labels or len(values.labels) != 2:
+        raise UserError(
+            f"array {series.y}: fan_out needs the axis {series.fan_out!r} and one more. "
+            f"Axes left: {', '.join(values.labels)}"
+        )
+    return [(label, values.along(series.fan_out, label)) for label in values.labels[series.fan_out]]
+
+
+def _x(name: str, results: Sequence[Result]) -> np.ndarray:
+    values = stack(results, Pick(array=name), 1).values
+    if not np.array_equal(values, np.broadcast_to(values[:1], values.shape)):
+        raise UserError(f"array {name}: the runs have different x values and cannot become one mean")
+    return values[0]
+
+
+def _text(series: Series, condition: str, label: Label | None) -> str:
+    if series.label:
+        return series.label.replace("{condition}", condition).replace("{label}", str(label))
+    named = "" if label is None else (str(label) if isinstance(label, str) else f"{series.fan_out} {label}")
+    return " ".join(part for part in (condition, named) if part)
+
+
+def _line(part: Stack, x: np.ndarray | None, x_name: str | None, array: str, text: str, number: Any) -> Line:
+    axis, labels = next(iter(part.labels.items()))
+    if x is None:
+        numeric = all(not isinstance(label, str) for label in labels)
+        x = np.array(labels, dtype=float) if numeric else np.arange(len(labels), dtype=float)
+        x_name, shown = axis, labels
+    else:
+        shown = []
+    if len(x) != part.values.shape[1]:
+        raise UserError(f"{array} has {part.values.shape[1]} points and its x {x_name} has {len(x)}")
+    return Line(x, part, shown, x_name or axis, text, style.colour(number), style.line_style(number))
+
+
+def _draw(place: Axes, line: Line) -> None:
+    marker = {"marker": "o", "markersize": 3} if line.markers else {}
+    place.plot(line.x, line.y.mean, color=line.colour, linestyle=line.style, label=line.text, **marker)
+    if len(line.y.values) > 1:
+        place.fill_between(line.x, line.y.lowest, line.y.highest, color=line.colour, alpha=0.2, linewidth=0)
+
+
+def _published(place: Axes, panel: CurvesPanel, lines: Sequence[Line]) -> None:
+    colours = {line.text: line.colour for line in lines}
+    for text, points in panel.published.items():
+        if text not in colours:
+            raise UserError(f"published: no line is called {text!r}. Lines: {', '.join(colours)}")
+        x, y = np.array(points, dtype=float).T
+        place.plot(
+            x, y, linestyle="none", marker="o", markersize=4.5, markerfacecolor="white",
+            markeredgecolor=colours[text], markeredgewidth=1.1, label="_published " + text, zorder=3,
+        )  # fmt: skip
