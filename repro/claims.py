@@ -13,6 +13,8 @@ from repro import expressions
 from repro.claims_file import Check, Claim, ClaimsFile, read, show
 from repro.errors import UserError
 from repro.results import Result, read_json, write_json
+from repro.results import load as load_result
+from repro.run_directory import RunDirectory
 
 REPRODUCED, NOT_REPRODUCED, NOT_RUN = "reproduced", "not reproduced", "not run"
 
@@ -54,6 +56,28 @@ def not_run(path: Path, done: Iterable[str]) -> list[Verdict]:
     why = "its experiment has not been run"
     left = [claim for claim in file.claims if not done & set(claim.experiments)]
     return [_skipped(claim, file, slug, claim.experiments[0], claim.reason or why) for claim in left]
+
+
+def judge_run(run: RunDirectory, path: Path) -> list[Verdict]:
+    """Judge a finished run from its saved result, and write claims.json.
+
+    The facts about model and data are the entry `facts` of provenance.json. No claims.yaml, no verdicts.
+    """
+    verdicts: list[Verdict] = []
+    if Path(path).exists():
+        facts = run.provenance().get("facts", {})
+        verdicts = judge(path, run.experiment, load_result(run.path), facts)
+    save(run.path, verdicts)
+    return verdicts
+
+
+def current(run: RunDirectory, path: Path) -> list[Verdict]:
+    """The verdicts of a finished run, judged anew if claims.yaml (`path`) or the result is newer."""
+    judged = run.path / "claims.json"
+    sources = [source for source in (Path(path), run.path / "scalars.json") if source.exists()]
+    if judged.exists() and all(source.stat().st_mtime <= judged.stat().st_mtime for source in sources):
+        return load(run.path)
+    return judge_run(run, path)
 
 
 def _judge(

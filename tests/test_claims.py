@@ -8,7 +8,8 @@ import pytest
 
 from repro import claims
 from repro.claims import NOT_REPRODUCED, NOT_RUN, REPRODUCED, judge, not_run
-from repro.results import NamedArray, Result
+from repro.results import NamedArray, Result, save
+from repro.run_directory import RunDirectory
 
 RESULT = Result(
     scalars={"loss": 0.05, "slow": 4.0, "fast": 2.0, "never": math.nan},
@@ -143,3 +144,16 @@ def test_the_printed_table_has_every_verdict(tmp_path):
     console.print(claims.table(list(judged(tmp_path, subject="embedded").values())))
     text = console.export_text()
     assert text.count("not run") == 2 and text.count("reproduced") == 1
+
+
+def test_a_finished_run_is_judged_from_its_files(tmp_path):
+    path = write(tmp_path, SUBJECTS)
+    run = RunDirectory.of(tmp_path / "runs", "demo", "curve", "0123456789ab")
+    with run.work({}, ["launch.py"]):
+        run.note(facts={"subject": "paper", "data": "natural"})
+        save(run.path, RESULT)
+    verdicts = claims.current(run, path)
+    assert verdicts == judge(path, "curve", RESULT, PAPER) == claims.load(run.path)
+    path.write_text(SUBJECTS.replace("tolerance: 0.001", "tolerance: 0.02"))
+    assert claims.judge_run(run, path)[0].verdict == REPRODUCED
+    assert claims.judge_run(run, tmp_path / "none" / "claims.yaml") == []
