@@ -1,0 +1,45 @@
+"""A result small enough to check by eye, shared by the tests of all kinds of figure."""
+
+import numpy as np
+
+from repro.figures.draw import figure
+from repro.figures.specs import Figure
+from repro.results import NamedArray, Result
+
+SEQUENCES = np.array([0.0, 100_000.0, 200_000.0])
+
+
+def result(shift: float = 0.0) -> Result:
+    """Every value is `shift` more than in `result()`."""
+    head = np.arange(4.0)
+    arrays = {
+        "strength": NamedArray(head / 4 + shift, {"head": 4}),
+        "only_accuracy": NamedArray(head**2 / 10 + shift, {"head": 4}),
+        "removed_accuracy": NamedArray(np.ones(4) + shift, {"head": 4}),
+        # layer 1 head h at checkpoint c is 10 h + c; layer 0 is -1
+        "induction_strength": NamedArray(
+            np.stack([np.full((3, 4), -1.0), 10 * head + np.arange(3)[:, None]], axis=1) + shift,
+            {"checkpoint": [0, 100_000, 200_000], "layer": [0, 1], "head": 4},
+        ),
+        "wiring_accuracy": NamedArray(
+            np.arange(12.0).reshape(2, 2, 3) + shift,
+            {"mode": ["only", "remove"], "upper": 2, "lower": ["a", "b", "c"]},
+        ),
+    }
+    for number, condition in enumerate(("none", "match")):
+        arrays[f"{condition}.eval_sequences"] = NamedArray(SEQUENCES, {"point": 3}, "sequences")
+        for evaluator in ("fsl_train", "fsl_val_rl"):
+            values = np.array([1.0, 0.5, 0.25]) / (number + 1) + shift
+            arrays[f"{condition}.eval_{evaluator}_loss"] = NamedArray(values, {"point": 3}, "nat")
+    scalars = {"pt_patterns.accuracy": 0.99 + shift, "pt_values.accuracy": 0.7 + shift}
+    return Result(scalars, arrays)
+
+
+def draw(mapping, *results, labels=(), notes=()):
+    """The matplotlib figure of a spec given as a mapping."""
+    return figure(Figure.choose(mapping, "figures.x"), list(results) or [result()], labels, notes)
+
+
+def lines(place):
+    """The lines that have a name in the legend, by that name."""
+    return {line.get_label(): line for line in place.get_lines() if not line.get_label().startswith("_")}
