@@ -32,15 +32,16 @@ $(STAMP): pyproject.toml | $(PY)
 	@touch $@
 
 reproduce: $(STAMP) ## the headline experiment of every paper, then the report
-	$(PY) launch.py headline $(CHOICES)
-	$(PY) launch.py report runs_dir=$(RUNS)
+	@code=0; $(PY) launch.py headline $(CHOICES) || code=$$?; \
+	    $(PY) launch.py report runs_dir=$(RUNS) || code=$$?; exit $$code
 
 $(PAPERS): $(STAMP)
-	$(PY) launch.py -m 'paper/$@=glob(*,exclude=[base,smoke,inspect])' $(CHOICES)
-	$(PY) launch.py claims $@ runs_dir=$(RUNS)
+	@code=0; $(PY) launch.py -m 'paper/$@=glob(*,exclude=[base,smoke,inspect])' $(CHOICES) || code=$$?; \
+	    $(PY) launch.py claims $@ runs_dir=$(RUNS) || code=$$?; exit $$code
 
-papers: $(PAPERS) ## every experiment of every paper, then the report
-	$(PY) launch.py report runs_dir=$(RUNS)
+papers: $(STAMP) ## every experiment of every paper, then the report
+	@code=0; for paper in $(PAPERS); do $(MAKE) --no-print-directory $$paper || code=$$?; done; \
+	    $(PY) launch.py report runs_dir=$(RUNS) || code=$$?; exit $$code
 
 report: $(STAMP) ## every claim and figure of everything run so far
 	$(PY) launch.py report runs_dir=$(RUNS)
@@ -49,8 +50,8 @@ publish: $(STAMP) ## to Weights & Biases what ran offline
 	$(PY) launch.py publish runs_dir=$(RUNS)
 
 smoke: $(STAMP) ## the tiny twin of every paper, CPU, under a minute each
-	@set -e; for paper in $(PAPERS); do \
-	    $(PY) launch.py paper/$$paper=smoke hardware=debug rerun=true runs_dir=$(RUNS)/smoke $(ARGS); done
+	@code=0; for paper in $(PAPERS); do $(PY) launch.py paper/$$paper=smoke hardware=debug rerun=true \
+	    tracking=disabled runs_dir=$(RUNS)/smoke $(ARGS) || code=$$?; done; exit $$code
 
 test: $(STAMP) ## the tests, without the slow ones
 	$(PY) -m pytest -m 'not slow and not slurm' $(ARGS)

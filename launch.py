@@ -55,7 +55,7 @@ def _run(words: list[str], root: Path) -> int:
     known = ("-m", "--multirun", "--cfg", "-c", "--resolve")
     overrides = [word for word in words if word not in (*known, *(("job",) if show else ()))]
     for word in overrides:
-        if word.startswith("-") or ("=" not in word and word[0] != "~"):
+        if word.startswith("-") or ("=" not in word and not word.startswith("~")):
             expected = f"expected KEY=VALUE, a flag ({', '.join(known)}) or a command ({', '.join(COMMANDS)})"
             raise UserError(f"{word}: {expected}. python launch.py lists what there is")
     if not any(word.lstrip("+").startswith("paper/") for word in overrides):
@@ -83,11 +83,25 @@ def _dispatch(configs: list[Config]) -> int:
     outcomes = [Outcome(item, 0, "was done already (rerun=true computes it again)") for item in finished]
     for profile, group in _by_profile([item for item in configs if item not in finished]):
         outcomes += cluster.dispatch(group, Hardware.parse(profile, "hardware"))
+    for item in finished:
+        _redraw_if_changed(item)
     for outcome in outcomes:
         if outcome.config in finished or (outcome.code == 0 and _in_background(outcome.config)):
             _report(outcome.config)
     code = _aggregate([outcome.config for outcome in outcomes if outcome.code == 0])
     return max(_summary(outcomes), code)
+
+
+def _redraw_if_changed(config: Config) -> None:
+    """Figures are no part of the hash: a finished run with other figures asked for has them drawn anew."""
+    from repro import workers
+    from repro.config import load
+
+    if load(config.directory).values["figures"] != config.values["figures"]:
+        from repro import pipeline
+
+        pipeline.remake(config)
+        workers.save_config(config)
 
 
 def _by_profile(configs: list[Config]) -> list[tuple[dict, list[Config]]]:

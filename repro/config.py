@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from repro import identity
+from repro import identity, listing
 from repro.errors import UserError
 from repro.hardware import with_site
 from repro.root_specs import ROOT_KEYS, dump, parse, suggest
@@ -50,6 +50,11 @@ class Config:
     def title(self) -> str:
         """For people: "slug=experiment hash"."""
         return f"{self.slug}={self.experiment} {self.hash}"
+
+    @property
+    def command(self) -> list[str]:
+        """The command line that makes this run, wherever it is computed."""
+        return ["python", "launch.py", *self.overrides]
 
     def replaced(self, **values: Any) -> Config:
         """The same run with other root values that are no part of the hash, such as rerun=False."""
@@ -165,7 +170,7 @@ def _expand(overrides: Sequence[str], multirun: bool, root: Path) -> Iterator[li
         else:
             axes[key] = [f"{key}={value}" for value in override.sweep_string_iterator()]
         if not axes[key]:
-            raise UserError(f"{line}: names nothing. Valid choices: {', '.join(choices_of(key, root))}")
+            raise UserError(f"{line}: names nothing. Valid choices: {', '.join(listing.choices(root, key))}")
         for choice in axes[key] if group else []:
             _check_choice(choice, root)
     yield from (list(run) for run in itertools.product(*axes.values()))
@@ -182,12 +187,6 @@ def _parse_line(parser: Any, line: str) -> Any:
             f"{line}: cannot be read as KEY=VALUE: {why}. Lists are [a,b], mappings {{a: 1}}, and a value"
             " with such signs in it needs quotes: key='\"a, b\"'"
         ) from None
-
-
-def choices_of(group: str, root: Path = ROOT) -> list[str]:
-    """What can be chosen of a group; the shared `base` of a paper's experiments is no choice."""
-    names = sorted(path.stem for path in (root / "conf" / group).glob("*.yaml"))
-    return [name for name in names if not (group.startswith("paper/") and name == "base")]
 
 
 def _is_group(key: str, root: Path) -> bool:
@@ -215,7 +214,7 @@ def _check_key(key: str, line: str, root: Path) -> None:
 
 def _check_choice(line: str, root: Path) -> None:
     group, choice = line.split("=", 1)
-    valid = choices_of(group.split("@")[0], root)
+    valid = listing.choices(root, group.split("@")[0])
     if choice in ("null", "") or choice not in valid:
         raise UserError(f"{line}: no such choice{suggest(choice, valid)}. Valid choices: {', '.join(valid)}")
 

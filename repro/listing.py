@@ -26,8 +26,9 @@ def papers(root: Path) -> list[PaperEntry]:
 
 
 def choices(root: Path, group: str) -> list[str]:
-    """The names in one config group."""
-    return sorted(path.stem for path in (root / "conf" / group).glob("*.yaml"))
+    """What can be chosen of a config group; the shared `base` of a paper's experiments is no choice."""
+    names = sorted(path.stem for path in (root / "conf" / group).glob("*.yaml"))
+    return [name for name in names if not (group.startswith("paper/") and name in _HIDDEN)]
 
 
 def text(root: Path) -> str:

@@ -43,10 +43,16 @@ def prepare(config: Config) -> None:
     """
     run = RunDirectory(config.directory)
     run.prepare()
-    write_atomic(run.path / CONFIG_JSON, config.to_json())
-    write_atomic(run.path / "config.yaml", yaml.safe_dump(config.values, sort_keys=False, allow_unicode=True))
+    save_config(config)
     if not run.is_locked():
         run.set_status("queued", reason=None)
+
+
+def save_config(config: Config) -> None:
+    """Write config.json, from which a job reads everything, and config.yaml for people."""
+    write_atomic(config.directory / CONFIG_JSON, config.to_json())
+    text = yaml.safe_dump(config.values, sort_keys=False, allow_unicode=True)
+    write_atomic(config.directory / "config.yaml", text)
 
 
 def execute(config: Config) -> int:

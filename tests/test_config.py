@@ -255,3 +255,24 @@ def test_a_file_of_the_wrong_paper_is_refused(project: Path) -> None:
 def test_broken_yaml_is_one_message(project: Path) -> None:
     (project / "conf" / "data" / "gaussian.yaml").write_text("kind: [\n")
     assert "YAML" in refused(project, RUN, "data=gaussian")
+
+
+@pytest.mark.parametrize(
+    ("override", "value"),
+    [
+        ("paper.title='one, two: three = 3'", "one, two: three = 3"),
+        ('paper.title="it\'s"', "it's"),
+        ("paper.title=plain words (here)", None),
+        ("paper.title=a/b-c.d", "a/b-c.d"),
+    ],
+)
+def test_values_with_signs_in_them_arrive_unchanged(project: Path, override: str, value: str | None) -> None:
+    if value is None:
+        assert "cannot be read as KEY=VALUE" in refused(project, RUN, override)
+    else:
+        assert config.compose([RUN, override], project).values["paper"]["title"] == value
+
+
+def test_lists_of_mappings_arrive_unchanged(project: Path) -> None:
+    override = "tracking.tags=[a, 'b, c', \"d: e\"]"
+    assert config.compose([RUN, override], project).values["tracking"]["tags"] == ["a", "b, c", "d: e"]

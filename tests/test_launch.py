@@ -35,9 +35,9 @@ def walk(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
         RunDirectory(config.directory).set_status("done")
         return 0
 
-    fake = SimpleNamespace(
-        run=run, ran=[], failing={}, aggregated=[], aggregate=lambda configs: fake.aggregated.append(configs)
-    )
+    fake = SimpleNamespace(run=run, ran=[], failing={}, aggregated=[], remade=[])
+    fake.aggregate = fake.aggregated.append
+    fake.remake = fake.remade.append
     monkeypatch.setitem(sys.modules, "repro.pipeline", fake)  # type: ignore[arg-type]
     monkeypatch.setattr("repro.pipeline", fake, raising=False)
     return fake
@@ -123,6 +123,21 @@ def test_a_finished_run_is_reported_and_not_computed_again(
     assert "C1" in out and "reproduced" in out and str(walk.ran[0].directory) in out
     assert launch.main([RUN, "rerun=true"], project) == 0
     assert len(walk.ran) == 2
+
+
+def test_other_figures_of_a_finished_run_are_drawn_without_computing_it_again(
+    project: Path, walk: SimpleNamespace
+) -> None:
+    launch.main([RUN], project)
+    launch.main([RUN], project)
+    assert walk.remade == []
+    figure = "figures={loss: {kind: table, rows: {x: {scalar: x}}}}"
+    for _ in range(2):
+        assert launch.main([RUN, figure], project) == 0
+    assert len(walk.ran) == 1
+    assert [list(config.values["figures"]) for config in walk.remade] == [["loss"]]
+    assert launch.main(["remake", str(walk.ran[0].directory)], project) == 0
+    assert walk.remade[1].values["figures"] == walk.remade[0].values["figures"]
 
 
 def test_one_failing_seed_does_not_stop_the_others(

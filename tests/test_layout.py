@@ -30,7 +30,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "root_specs": {"hardware"},
     "hardware": set(),
     "identity": {"root_specs"},
-    "config": {"identity", "root_specs", "hardware"},
+    "config": {"identity", "root_specs", "hardware", "listing"},
     "listing": set(),
     "pipeline": {"config", "identity", "hardware", "claims", "tracking", "models", "data", "training",
                  "interventions", "analyses", "figures", "report"},
