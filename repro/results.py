@@ -109,12 +109,14 @@ class Result:
 
 
 def _axis(extent: Any) -> int | list[Label]:
-    if isinstance(extent, int | np.integer) and not isinstance(extent, bool):
+    if isinstance(extent, bool | str):
+        raise ValueError(f"an axis is a length or a list of texts or numbers, got {extent!r:.80}")
+    if isinstance(extent, int | np.integer):
         return int(extent)
     labels = [label.item() if isinstance(label, np.generic) else label for label in extent]
     wrong = [label for label in labels if not isinstance(label, str | int | float)]
-    if wrong or isinstance(extent, str):
-        raise ValueError(f"an axis is a length or a list of texts or numbers, got {extent!r:.80}")
+    if wrong:
+        raise ValueError(f"labels are texts or numbers, got {wrong[0]!r:.80}")
     return labels
 
 

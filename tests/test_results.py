@@ -63,6 +63,12 @@ def test_axes_must_fit_the_shape(axes):
         NamedArray(np.zeros((2, 3)), axes)
 
 
+@pytest.mark.parametrize("extent", ["ab", True, [None, None], [(0, 1), (1, 2)]])
+def test_labels_are_texts_or_numbers(extent):
+    with pytest.raises(ValueError, match="texts or numbers"):
+        NamedArray(np.zeros(2), {"a": extent})
+
+
 def test_objects_are_refused_because_they_need_pickle():
     with pytest.raises(ValueError, match="pickle"):
         NamedArray(np.array([{}], dtype=object), {"a": 1})

@@ -145,9 +145,5 @@ def _kind(part: Any) -> str:
 
 
 def _words(value: Any) -> str:
-    return (
-        yaml.safe_dump(value, default_flow_style=True, width=1000)
-        .removesuffix("\n")
-        .removesuffix("...")
-        .strip()
-    )
+    text = yaml.safe_dump(value, default_flow_style=True, width=1000)
+    return text.strip().removesuffix("...").strip()

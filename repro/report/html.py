@@ -77,10 +77,12 @@ _PAGE = """<!doctype html>
 <ul>{% for name, text in run.notes.items() %}<li>{{ name }}: {{ text }}</li>{% endfor %}</ul>
 {%- endif %}
 {%- for figure in run.figures %}
-<figure><img src="{{ figure | embed }}" alt="{{ figure.stem }}"><figcaption>{{ figure.stem }}</figcaption></figure>
+<figure><img src="{{ figure | embed }}" alt="{{ figure.stem }}">
+<figcaption>{{ figure.stem }}</figcaption></figure>
 {%- endfor %}
 {%- if run.scalars %}
-<details{% if run.scalars | length <= 12 %} open{% endif %}><summary>{{ run.scalars | length }} numbers</summary>
+<details{% if run.scalars | length <= 12 %} open{% endif %}>
+<summary>{{ run.scalars | length }} numbers</summary>
 <table>
 {%- for name, value in run.scalars.items() %}
 <tr><td>{{ name }}</td><td class="number">{{ value | show }}</td></tr>
