@@ -262,7 +262,7 @@ def _build_report(words: list[str], root: Path) -> int:
     from repro.report.build import build
 
     _, options = _options(words, runs_dir="runs")
-    print(build(Path(options["runs_dir"])))
+    print(build(Path(options["runs_dir"]), papers_dir=root / "papers"))
     return 0
 
 
