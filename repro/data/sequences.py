@@ -104,7 +104,7 @@ def evaluator_batches(spec: Sequences, features: Features, evaluate_data_key: Ke
     if not samplers:
         return {}
 
-    # Drawn once, so compiling in a third of the time is worth more than drawing fast.
+    # Drawn once, so a short compilation is worth more than fast code.
     @functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
     def draw_all(key: Key) -> dict[str, Batch]:
         keys = jax.random.split(key, len(samplers))

@@ -17,7 +17,7 @@ from repro.data.specs import Sequences
 from repro.errors import UserError
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "published_sequences.json").read_text())
-# Compiles in a third of the time; test_many_steps... compiles as training does.
+# Compiles faster; test_many_steps... compiles as training does.
 quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 FEATURES = computed(np.arange(1623 * 5, dtype=np.float32).reshape(1623, 5, 1), "one number each", "test")
 
