@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TextIO
+from typing import TextIO, cast
 
 from tqdm import tqdm
 
@@ -119,7 +119,7 @@ def progress(
     On a terminal: a bar with rate and time left. Elsewhere: a line every ten seconds. Nothing in the
     first two seconds. Never raises: a closed or broken stream only ends the display.
     """
-    shown = Progress(total, description, unit, _Safe(stream or sys.stderr), clock)
+    shown = Progress(total, description, unit, cast(TextIO, _Safe(stream or sys.stderr)), clock)
     failed = True
     try:
         yield shown

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
 
@@ -29,7 +30,7 @@ def figure(spec: Bars, results: Sequence[Result], labels: Sequence[str]) -> Canv
         draw_panel(place, panel, heights, spec.values)
     if spec.share_y and len(places) > 1 and not any(panel.y_axis.limits for panel in panels):
         style.share_limits(places)
-    extra = [style.band_handle(len(results))] if len(results) > 1 else []
+    extra: list[Artist] = [style.band_handle(len(results))] if len(results) > 1 else []
     if any(series.published for panel in panels for series in panel.series):
         extra.append(style.published_handle(spec.published_label))
     style.legend(canvas, places, spec, extra, most_inside=0)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
 
@@ -42,7 +43,7 @@ def figure(spec: Curves, results: Sequence[Result], labels: Sequence[str]) -> Ca
         draw_panel(place, panel, results, numbers)
     if spec.share_y and len(places) > 1 and not any(panel.y_axis.limits for panel in panels):
         style.share_limits(places)
-    extra = [style.band_handle(len(results))] if len(results) > 1 else []
+    extra: list[Artist] = [style.band_handle(len(results))] if len(results) > 1 else []
     if any(panel.published for panel in panels):
         extra.append(style.published_handle(spec.published_label))
     style.legend(canvas, places, spec, extra)

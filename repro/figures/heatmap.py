@@ -109,8 +109,7 @@ def _dress(place: Axes, panel: HeatmapPanel, matrix: Stack) -> None:
     if max(len(str(label)) for label in matrix.labels[columns]) > 4:
         place.tick_params(axis="x", labelrotation=40)
         for text in place.get_xticklabels():
-            text.set_ha("right")
-            text.set_rotation_mode("anchor")
+            text.set(ha="right", rotation_mode="anchor")
     for spine in place.spines.values():
         spine.set_visible(False)
 

@@ -84,8 +84,10 @@ def correlation(panel: ScatterPanel, clouds: Sequence[tuple[Stack, Stack]]) -> t
     both = np.isfinite(x) & np.isfinite(y)
     if both.sum() < 3:
         return float("nan"), int(both.sum())
-    measure = stats.spearmanr if panel.correlation == "spearman" else stats.pearsonr
-    return float(measure(x[both], y[both]).statistic), int(both.sum())
+    x, y = x[both], y[both]
+    if panel.correlation == "spearman":
+        x, y = stats.rankdata(x), stats.rankdata(y)
+    return float(np.corrcoef(x, y)[0, 1]), len(x)
 
 
 def _write_correlation(place: Axes, panel: ScatterPanel, clouds: Sequence[tuple[Stack, Stack]]) -> None:

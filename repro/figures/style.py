@@ -9,11 +9,12 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.colors import to_hex
 from matplotlib.figure import Figure as Canvas
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.patheffects import withStroke
-from matplotlib.ticker import NullFormatter, ScalarFormatter
+from matplotlib.ticker import ScalarFormatter
 
 from repro.figures.specs import Axis, Figure, Panel
 
@@ -23,7 +24,7 @@ PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 STYLES = ("solid", (0, (4, 1.5)), (0, (1, 1.2)), (0, (4, 1.2, 1, 1.2)))
 GREY = "#666666"
 
-RC: dict[str, Any] = {
+RC: Any = {
     "font.size": 9,
     "axes.titlesize": 9,
     "axes.labelsize": 9,
@@ -66,7 +67,7 @@ def named_colour(given: int | str | None, index: int) -> str:
 
 def sequential(count: int) -> list[str]:
     """`count` colours from dark to light for ordered lines, without the palest end."""
-    return [mpl.colors.to_hex(rgb) for rgb in mpl.colormaps["viridis"](np.linspace(0, 0.92, max(count, 1)))]
+    return [to_hex(rgb) for rgb in mpl.colormaps["viridis"](np.linspace(0, 0.92, max(count, 1)))]
 
 
 def grid(spec: Figure, panels: int, default_size: tuple[float, float]) -> tuple[Canvas, list[Axes]]:
@@ -92,16 +93,18 @@ def dress(place: Axes, panel: Panel, x_name: str = "", y_name: str = "") -> None
         ticks.set_label_text(axis_text(axis, name))
         if axis.log:
             getattr(place, f"set_{which}scale")("log")
-            _few_log_ticks(ticks, place.dataLim.intervalx if which == "x" else place.dataLim.intervaly)
         if axis.limits is not None:
             getattr(place, f"set_{which}lim")(*axis.limits)
+        if axis.log:
+            _plain_numbers_within_a_decade(ticks)
 
 
-def _few_log_ticks(ticks: Any, interval: np.ndarray) -> None:
-    if interval[0] > 0 and interval[1] / interval[0] > 10:
-        ticks.set_minor_formatter(NullFormatter())
-    else:
-        ticks.set_minor_formatter(ScalarFormatter())
+def _plain_numbers_within_a_decade(ticks: Any) -> None:
+    """0.2, 0.3, 0.4 rather than no number at all where a logarithmic axis has no power of ten."""
+    low, high = ticks.get_view_interval()
+    if low > 0 and high / low <= 10:
+        for formatter in (ticks.set_major_formatter, ticks.set_minor_formatter):
+            formatter(ScalarFormatter())
 
 
 def axis_text(axis: Axis, name: str) -> str:
