@@ -180,6 +180,32 @@ def _blocks(path: Path) -> Iterator[dict[str, Any]]:
                 continue
 
 
+class Tail:
+    """Follow the log that another process writes: every call of `read` gives the lines since the last one."""
+
+    def __init__(self, directory: str | Path) -> None:
+        self._path, self._at = Path(directory) / LOG, 0
+
+    def read(self) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]:
+        """Blocks of rows: steps [row] and columns name -> [row]. A rewritten log is read from its start."""
+        try:
+            with open(self._path, "rb") as file:
+                file.seek(0, 2)
+                self._at = self._at if file.tell() >= self._at else 0
+                file.seek(self._at)
+                whole = file.read().rpartition(b"\n")[0]
+        except FileNotFoundError:
+            return
+        self._at += len(whole) + 1 if whole else 0
+        for line in whole.splitlines():
+            try:
+                block = json.loads(line)
+            except ValueError:
+                continue
+            columns = {name: [decode_number(one) for one in values] for name, values in block["columns"].items()}
+            yield np.asarray(block["steps"], np.int64), {name: np.asarray(one) for name, one in columns.items()}
+
+
 def _last_wins(series: list[Series]) -> Series:
     steps = np.concatenate([steps for steps, _ in series])
     values = np.concatenate([values for _, values in series])

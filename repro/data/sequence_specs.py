@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Any, Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -105,6 +105,11 @@ class Sequences(Spec):
         for name, evaluator in self.evaluate.items():
             self._check_evaluator(f"sequences.evaluate.{name}", name, evaluator)
         return self
+
+    def fingerprint(self) -> dict[str, Any]:
+        """For the run's hash: the evaluators as a list, because their order can change a number."""
+        plain = self.model_dump(mode="json")
+        return {**plain, "evaluate": [[name, one] for name, one in plain["evaluate"].items()]}
 
     def _check_labels(self) -> None:
         if self.labels == 1:

@@ -1,0 +1,160 @@
+"""All training runs of a figure: those not yet in the store are trained, side by side."""
+
+from __future__ import annotations
+
+import os
+import selectors
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from repro.data.features import Features
+from repro.errors import UserError
+from repro.progress import Progress, progress
+from repro.recorder import Recorder, Tail
+from repro.training import loop, store
+from repro.training.plans import Plan
+from repro.training.schedule import step_count
+from repro.training.store import Trained
+from repro.training.worker import DONE
+
+_POLL_SECONDS = 1.0
+_OUTPUT = "worker.log"
+
+
+def train_all(
+    plans: Mapping[str, Plan], folder: Path, recorder: Recorder, workers: int, features: Features | None = None
+) -> dict[str, Trained]:  # fmt: skip
+    """The finished training run of every condition; those missing in the store `folder` are trained.
+
+    Rows of every condition go to `recorder` as they come (whole, if it was trained before).
+    workers: processes at a time; 0 trains in this process. One that fails does not stop the others;
+    then `UserError` names it, and the same command goes on with what is missing.
+    """
+    directories = {name: store.folder(folder, plan) for name, plan in plans.items()}
+    missing = {name: plan for name, plan in plans.items() if not store.is_done(directories[name])}
+    for name, plan in missing.items():
+        store.write_plan(directories[name], plan)
+    if missing:
+        if workers:
+            _Pool(missing, directories, recorder, min(workers, len(missing))).run()
+        else:
+            for name in missing:
+                store.train(directories[name])
+    trained = {name: Trained(directories[name], plan, features) for name, plan in plans.items()}
+    for name, run in trained.items():
+        if name not in missing or not workers:
+            _replay(run, recorder, name)
+    return trained
+
+
+def _replay(run: Trained, recorder: Recorder, name: str) -> None:
+    def log(steps: np.ndarray, columns: loop.Columns) -> None:
+        recorder.many(steps, columns, name)
+
+    loop.log_history(loop.History.of(run.history), log, run.plan.training.batch)
+
+
+class _Pool:
+    """Worker processes and the plans they have, the longest plans first."""
+
+    def __init__(
+        self, plans: Mapping[str, Plan], directories: Mapping[str, Path], recorder: Recorder, workers: int
+    ) -> None:
+        self._plans, self._directories, self._recorder = dict(plans), directories, recorder
+        self._waiting = sorted(plans, key=lambda name: -step_count(plans[name].training))
+        self._tails = {name: Tail(directories[name]) for name in plans}
+        self._at = {name: 0 for name in plans}
+        self._failed: dict[str, str] = {}
+        self._done: set[str] = set()
+        self._workers = workers
+
+    def run(self) -> None:
+        """Train all; raises `UserError` at the end if some could not be."""
+        total = sum(step_count(plan.training) for plan in self._plans.values())
+        with selectors.DefaultSelector() as selector, progress(total, "training", "steps") as bar:
+            processes = [self._start(selector) for _ in range(self._workers)]
+            try:
+                self._serve(selector, bar)
+            finally:
+                for process in processes:
+                    process.kill() if process.poll() is None and self._unfinished else process.stdin.close()  # type: ignore[union-attr]
+                    process.wait()
+        if self._failed:
+            lines = [f"training of {name or 'the model'} failed: {why}" for name, why in self._failed.items()]
+            raise UserError("\n".join([*lines, "what was trained is saved; the same command goes on from there"]))
+
+    @property
+    def _unfinished(self) -> bool:
+        return len(self._done) + len(self._failed) < len(self._plans)
+
+    def _start(self, selector: selectors.BaseSelector) -> subprocess.Popen:
+        # NPROC is how XLA learns how many threads to make; one is fastest for models this small.
+        environment = {**os.environ, "NPROC": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+        process = subprocess.Popen(
+            [sys.executable, "-u", "-m", "repro.training.worker"],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, text=True, bufsize=1,
+        )  # fmt: skip
+        selector.register(process.stdout, selectors.EVENT_READ, [process, None])  # type: ignore[arg-type]
+        return process
+
+    def _serve(self, selector: selectors.BaseSelector, bar: Progress) -> None:
+        for key in list(selector.get_map().values()):
+            self._give(key)
+        while self._unfinished:
+            for key, _ in selector.select(_POLL_SECONDS):
+                self._hear(key, selector)
+            if not selector.get_map() and self._unfinished:
+                why = "its worker process ended"
+                self._failed |= {name: why for name in self._waiting}
+                self._waiting.clear()
+            self._follow(bar)
+        self._follow(bar)
+
+    def _give(self, key: selectors.SelectorKey) -> None:
+        """Give a worker the next plan whose needs are met."""
+        process, _ = key.data
+        ready = next((name for name in self._waiting if self._met(name)), None)
+        key.data[1] = ready
+        if ready is not None:
+            self._waiting.remove(ready)
+            process.stdin.write(f"{self._directories[ready]}\n")
+
+    def _met(self, name: str) -> bool:
+        return not any(need in self._plans and need not in self._done for need in self._plans[name].needs)
+
+    def _hear(self, key: selectors.SelectorKey, selector: selectors.BaseSelector) -> None:
+        process, name = key.data
+        line = key.fileobj.readline()  # type: ignore[union-attr]
+        if not line:
+            selector.unregister(key.fileobj)
+            if name is not None:
+                code = process.wait()
+                self._failed[name] = f"its process ended with {f'signal {-code}' if code < 0 else f'code {code}'}"
+        else:
+            word, _, *why = line.rstrip("\n").split("\t")
+            if name is None:
+                return
+            if word == DONE:
+                self._done.add(name)
+            else:
+                self._failed[name] = why[0] if why else "unknown"
+        for waiting in [one for one in self._waiting if set(self._plans[one].needs) & self._failed.keys()]:
+            self._waiting.remove(waiting)
+            self._failed[waiting] = "a run that it takes layers from failed"
+        for other in list(selector.get_map().values()):
+            if other.fileobj is key.fileobj or other.data[1] is None:
+                self._give(other)
+
+    def _follow(self, bar: Progress) -> None:
+        """Pass new rows of the workers' logs on, and move the bar."""
+        for name, tail in self._tails.items():
+            for steps, columns in tail.read():
+                self._recorder.many(steps, columns, name)
+                at = int(steps.max()) if len(steps) else 0
+                if at > self._at[name]:
+                    bar.advance(at - self._at[name])
+                    self._at[name] = at
