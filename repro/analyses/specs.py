@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt
 
-from repro.specs import Family
+from repro.interventions.specs import Head
+from repro.specs import Family, Spec
 
 Factor = Literal["a", "b", "c"]
+Manipulations = list[dict[str, Any]]
+Natural = Annotated[int, Field(ge=0)]
 
 
 class Analysis(Family):
@@ -31,3 +34,137 @@ class ToyFactors(Analysis):
     seed: int = Field(1, ge=0)
     conditions: dict[str, list[Factor]] = Field({"none": [], "c": ["c"], "bc": ["b", "c"]}, min_length=1)
     report_at: list[int] = [0, 50, 100, 200, 300, 500, 700, 999]
+
+
+class Thresholds(Spec):
+    """When a curve is first below a value: the first evaluation with `evaluator`'s loss < value, in sequences."""
+
+    evaluator: str = "fsl_train"
+    values: list[PositiveFloat] = [0.6931, 0.6, 0.35, 0.277, 0.1, 0.01]
+    report_at: list[Natural] = []
+
+
+class LearningCurves(Analysis):
+    """Train every condition and compare their learning curves.
+
+    thresholds: losses whose first crossing becomes a scalar, and numbers of sequences at which the
+    loss becomes one. plateau: width of the band around ln 2, as a share of it, in which a curve is
+    said to rest.
+    """
+
+    module: ClassVar[str] = "repro.analyses.learning_curves"
+    kind: Literal["learning_curves"] = "learning_curves"
+    thresholds: Thresholds = Thresholds()
+    plateau: PositiveFloat = 0.05
+
+
+class IclFormation(Analysis):
+    """Learning curves of one run, and how strongly each head is an induction or previous-token head.
+
+    checkpoints: how many of the saved ones to measure, those nearest to a linear grid.
+    sequences: `all` possible training sequences, or at most so many of them (every n-th).
+    """
+
+    module: ClassVar[str] = "repro.analyses.icl_formation"
+    kind: Literal["icl_formation"] = "icl_formation"
+    thresholds: Thresholds = Thresholds()
+    checkpoints: PositiveInt = 101
+    sequences: Literal["all"] | PositiveInt = "all"
+
+
+class HeadRoles(Analysis):
+    """Of each head of one layer at the end of training: alone, removed, and added back in order of strength.
+
+    layer: whose heads; -1 is the last. condition: which trained condition; "" where there is one.
+    order: heads in which they are added back; null: by induction strength. also_without: the same once
+    more without this head ("strongest", a head, or null).
+    """
+
+    module: ClassVar[str] = "repro.analyses.head_roles"
+    kind: Literal["head_roles"] = "head_roles"
+    condition: str = ""
+    layer: int = -1
+    checkpoint: Literal["last"] | Natural = "last"
+    order: list[Head] | None = None
+    also_without: Head | Literal["strongest"] | None = "strongest"
+    sequences: Literal["all"] | PositiveInt = "all"
+
+
+class PooledHeads(Analysis):
+    """Head strength against what a head does alone, pooled over initialisation seeds.
+
+    pools: seed name -> {main: condition with all heads, only: head -> condition trained with it alone}.
+    threshold: loss below which a run counts as having learned (0.4 ln 2 in the paper).
+    """
+
+    module: ClassVar[str] = "repro.analyses.pooled_heads"
+    kind: Literal["pooled_heads"] = "pooled_heads"
+    pools: dict[str, dict[str, Any]]
+    threshold: PositiveFloat = 0.2773
+    evaluator: str = "fsl_train"
+    sequences: Literal["all"] | PositiveInt = "all"
+
+
+class CircuitSettings(Analysis):
+    """Loss and accuracy of trained models under named manipulations, at the end or along checkpoints.
+
+    settings: name -> manipulations that replace those of training; `null` keeps those of training.
+    heads in them may be written `previous_token_heads` for the heads of layer 0 whose previous-token
+    score is above `previous_token_above`, and `other_heads` for the rest of layer 0.
+    checkpoints: `last`, or how many of the saved ones (nearest to a linear grid).
+    baseline: evaluator whose training-time loss is subtracted (interpolated at the checkpoints) to
+    give `loss_increase`; null for none.
+    """
+
+    module: ClassVar[str] = "repro.analyses.circuit_settings"
+    kind: Literal["circuit_settings"] = "circuit_settings"
+    condition: str = ""
+    settings: dict[str, Manipulations | None] = Field(min_length=1)
+    checkpoints: Literal["last"] | PositiveInt = "last"
+    previous_token_above: float = 0.4
+    baseline: str | None = None
+    sequences: Literal["all"] | PositiveInt = "all"
+
+
+class Wiring(Analysis):
+    """Which heads of layer 0 each head of layer 1 reads, through its pattern (K) or its values (V).
+
+    With one head of layer 1 active: remove each head of layer 0, or keep only it, with patterns or
+    values of layer 1 preserved; and composition scores of the weights.
+    """
+
+    module: ClassVar[str] = "repro.analyses.wiring"
+    kind: Literal["wiring"] = "wiring"
+    condition: str = ""
+    checkpoint: Literal["last"] | Natural = "last"
+    sequences: Literal["all"] | PositiveInt = "all"
+
+
+class CopySpecificity(Analysis):
+    """Which labels each head copies: alone, with its own pattern or a perfect one, by label.
+
+    reference: the head whose mistakes others are asked to mend; null: the strongest.
+    """
+
+    module: ClassVar[str] = "repro.analyses.copy_specificity"
+    kind: Literal["copy_specificity"] = "copy_specificity"
+    condition: str = ""
+    checkpoint: Literal["last"] | Natural = "last"
+    reference: Head | None = None
+    sequences: Literal["all"] | PositiveInt = "all"
+
+
+class Inspect(Analysis):
+    """Loss, accuracy and head strengths of a saved checkpoint under any manipulations.
+
+    run: a folder of a run or of a trained model; null: the model that this config trains.
+    manipulations: replace those it was trained with; null keeps them.
+    """
+
+    module: ClassVar[str] = "repro.analyses.inspect_checkpoint"
+    kind: Literal["inspect"] = "inspect"
+    run: str | None = None
+    condition: str = ""
+    checkpoint: Literal["last"] | Natural = "last"
+    manipulations: Manipulations | None = None
+    sequences: Literal["all"] | PositiveInt = "all"
