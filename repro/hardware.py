@@ -91,6 +91,11 @@ class Hardware(Site):
         )
 
 
+def cpu_count() -> int:
+    """CPUs that this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
 def site_path(environment: Mapping[str, str] = os.environ) -> Path:
     """The file outside the repository with this site's names: $REPRO_SITE, or ~/.config/repro/site.yaml."""
     home = Path(environment.get("XDG_CONFIG_HOME") or "~/.config").expanduser()

@@ -13,7 +13,7 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
@@ -250,6 +250,17 @@ class RunDirectory:
             self.set_status("failed", reason=reason[:2000], eta=None)
         except UserError as second:  # the disk may be full: the first error is the one to report
             log.warning("%s", second)
+
+
+def follow_progress(run: RunDirectory, total: int) -> Callable[..., None]:
+    """A recorder's listener that keeps step and total of status.json true, summed over conditions."""
+    at: dict[str, int] = {}
+
+    def listen(steps: Any, columns: Mapping[str, Any], condition: str) -> None:
+        at[condition] = max(at.get(condition, 0), int(max(steps)))
+        run.set_status("running", step=min(sum(at.values()), total) if total else None, total=total or None)
+
+    return listen
 
 
 def find_runs(runs_dir: str | Path) -> list[RunDirectory]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import PurePath
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt
@@ -16,6 +17,15 @@ Natural = Annotated[int, Field(ge=0)]
 
 class Analysis(Family):
     """A question asked of a model or of data; `module` has the `run` that answers it."""
+
+    @property
+    def trains(self) -> bool:
+        """Whether it looks at the models that the config trains, and not at others."""
+        return True
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What of it can change a number, for the run's hash."""
+        return self.model_dump(mode="json")
 
 
 class ToyFactors(Analysis):
@@ -168,3 +178,11 @@ class Inspect(Analysis):
     checkpoint: Literal["last"] | Natural = "last"
     manipulations: Manipulations | None = None
     sequences: Literal["all"] | PositiveInt = "all"
+
+    @property
+    def trains(self) -> bool:
+        return self.run is None
+
+    def fingerprint(self) -> dict[str, Any]:
+        """The folders of runs and of trained models are named by their hashes, so they may move."""
+        return {**super().fingerprint(), "run": self.run and PurePath(self.run).name}

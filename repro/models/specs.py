@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -13,7 +13,7 @@ Positive = Annotated[int, Field(ge=1)]
 
 
 class Model(Family):
-    """A choice of model."""
+    """A choice of model. `module` has the `load` of models that are not trained here."""
 
 
 class NoModel(Model):
@@ -30,7 +30,6 @@ class IclTransformer(Model):
     base `position_base`, sinusoidal (added) with the same base, or learned (added).
     """
 
-    module: ClassVar[str] = "repro.models.icl_transformer"
     kind: Literal["icl_transformer"] = "icl_transformer"
     depth: Positive = 2
     heads: Positive = 8

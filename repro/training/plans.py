@@ -18,6 +18,7 @@ from repro.errors import UserError
 from repro.interventions.compatibility import resolve
 from repro.interventions.specs import Graft, Manipulation
 from repro.models.specs import IclTransformer, Model
+from repro.training.schedule import step_count
 from repro.training.specs import Training
 
 # A graft names the condition that it takes its layers from.
@@ -36,6 +37,11 @@ class Plan:
     manipulations: tuple[Manipulation, ...]
     seed: dict[str, int]
     needs: tuple[str, ...] = ()
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps of the whole run."""
+        return step_count(self.training)
 
     def content(self) -> dict[str, Any]:
         """Everything that can change a weight, as plain values."""
@@ -105,7 +111,9 @@ def _plan(name: str, values: Mapping[str, Any], data: Data, made: Mapping[str, P
     where = f"conditions.{name}." if name else ""
     model = Model.choose(values["model"], f"{where}model")
     if not isinstance(model, IclTransformer):
-        raise UserError(f"{where}model.kind: only icl_transformer is trained from scratch, got {values['model']}")
+        raise UserError(
+            f"{where}model.kind: only icl_transformer is trained from scratch, got {values['model']}"
+        )
     sequences = Sequences.parse(values["sequences"], f"{where}sequences")
     listed = [
         Manipulation.choose(_resolved(item, made, store), f"{where}manipulations")

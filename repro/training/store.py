@@ -46,7 +46,9 @@ class Trained:
                 " the provenance.json of a run names those it used"
             )
         if not (directory / loop.HISTORY).exists():
-            raise UserError(f"{directory}: its training has not finished. Run the same command again to go on")
+            raise UserError(
+                f"{directory}: its training has not finished. Run the same command again to go on"
+            )
         return cls(directory, Plan.from_json((directory / PLAN).read_text()))
 
     @property
@@ -79,6 +81,11 @@ class Trained:
         plan = self.plan
         outputs = outputs_of(plan.model, plan.sequences, self.features)
         return init(plan.model, self.features.values.shape[-1], outputs, plan.seed["init"])
+
+    def copy_last(self, path: Path) -> None:
+        """Put a copy of the last weights somewhere, such as into the directory of the run that asked for them."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(path, checkpoint_path(self.directory, self.checkpoints[-1]).read_bytes())
 
     def forward(self) -> Forward:
         """The model's forward pass under the manipulations it was trained with."""

@@ -1,0 +1,163 @@
+"""The walk: config, model, data, training, analysis, result, figures, claims, W&B. One line a stage.
+
+Everything after the result reads saved files, so figures and verdicts can be made again without
+the model.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from repro import aggregation, claims, results, root_specs, tracking
+from repro.config import Config
+from repro.errors import UserError
+from repro.hardware import Hardware, cpu_count
+from repro.recorder import Recorder
+from repro.results import Result
+from repro.run_directory import RunDirectory, follow_progress
+
+PAPERS = Path(__file__).resolve().parent.parent / "papers"
+TRAINED = "trained"
+
+
+def run(config: Config) -> int:
+    """Do one run, unless it is done; returns the exit code 0. What fails raises, and leaves what resumes."""
+    values, specs = config.values, root_specs.parse(config.values)
+    directory = RunDirectory(config.directory)
+    with directory.work(
+        values, config.command, device=values["hardware"]["device"], seeds=values["seed"],
+        rerun=values["rerun"], wait=values["wait"],
+    ) as work:  # fmt: skip
+        if not work:
+            return 0
+        plans = _plans(config, specs)
+        with tracking.start(values, directory.path, last_step=_last_step(plans)) as tracker:
+            listeners = [tracker.log_rows, follow_progress(directory, _total_steps(plans))]
+            with Recorder(directory.path, listeners) as record:
+                data = import_module(specs["data"].module).load(specs["data"])
+                subject = _subject(config, specs, plans, record, data, directory)
+                directory.note(**_facts(specs, data))
+                analysis = import_module(specs["analysis"].module)
+                result = analysis.run(subject, data, record, directory.path, specs["analysis"])
+            results.save(directory.path, result)
+            tracker.scalars(result.scalars)
+            tracker.figures(draw(config, [result]))
+            verdicts = claims.judge_run(directory, PAPERS / config.slug / "claims.yaml")
+            tracker.claims(verdicts)
+            sent = tracker.finish(0)
+        if sent and values["tracking"]["mode"] == "online":
+            tracking.mark_published(directory.path, "online")
+    _tell(config, result, verdicts)
+    return 0
+
+
+def remake(config: Config) -> None:
+    """Draw the figures and judge the claims of a finished run again, from its saved result."""
+    directory = RunDirectory(config.directory)
+    draw(config, [results.load(directory.path)])
+    claims.judge_run(directory, PAPERS / config.slug / "claims.yaml")
+
+
+def aggregate(configs: Sequence[Config]) -> Path:
+    """One result and one set of figures, with bands, of finished runs that differ only in their seed."""
+    together = [results.load(config.directory) for config in configs]
+    seeds = [aggregation.seed_label(config.values["seed"]) for config in configs]
+    directory = aggregation.save(configs, together, seeds)
+    draw(configs[0], together, seeds, directory)
+    print(f"{configs[0].slug}={configs[0].experiment} over seeds {', '.join(seeds)}: {directory}")
+    return directory
+
+
+def draw(
+    config: Config, together: Sequence[Result], labels: Sequence[str] = (), directory: Path | None = None
+) -> list[Path]:
+    """Draw the experiment's figures from one result a seed; the PNG files."""
+    from repro.figures.draw import draw_all
+
+    specs = root_specs.parse(config.values)["figures"]
+    folder = (directory or config.directory) / "figures"
+    if not specs:
+        return []
+    facts = RunDirectory(config.directory).provenance().get("facts", {})
+    notes = [str(facts["note"])] if facts.get("note") else []
+    drawn = draw_all(specs, together, list(labels), folder, notes)
+    return [path for path in drawn if path.suffix == ".png"]
+
+
+def _plans(config: Config, specs: Mapping[str, Any]) -> dict[str, Any]:
+    """The training runs of every condition; none where the model is loaded or the experiment has its own."""
+    if specs["training"] is None or not specs["analysis"].trains:
+        return {}
+    from repro.training.plans import plans
+
+    named = specs["conditions"] and config.values["conditions"]
+    wanted = {
+        name: root_specs.condition_values(config.values, condition or {})
+        for name, condition in (named or {"": {}}).items()
+    }
+    return plans(wanted, specs["data"], _store(config))
+
+
+def _subject(
+    config: Config, specs: Mapping[str, Any], plans: Mapping[str, Any], record: Recorder, data: Any,
+    directory: RunDirectory,
+) -> Any:  # fmt: skip
+    """What the analysis looks at: trained models by condition, a loaded model, or nothing."""
+    if plans:
+        from repro.training.pool import train_all
+
+        if data is None:
+            raise UserError("data: training needs features, got data=none. Valid choices: data=gaussian, ...")
+        workers = _training_workers(Hardware.parse(config.values["hardware"], "hardware"))
+        trained = train_all(plans, _store(config), record, workers, data)
+        directory.note(trained={name: str(run.directory) for name, run in trained.items()})
+        for name, run in trained.items():
+            run.copy_last(directory.path / "checkpoints" / f"{name or 'model'}.safetensors")
+        return trained
+    module = specs["model"].module if specs["model"] is not None else ""
+    return import_module(module).load(specs["model"], config.values["hardware"]) if module else None
+
+
+def _store(config: Config) -> Path:
+    return Path(config.values["runs_dir"], TRAINED)
+
+
+def _training_workers(hardware: Hardware) -> int:
+    """Processes that train side by side: one a CPU; none beside this one on a GPU or with one thread."""
+    if hardware.device == "cuda" or hardware.threads == 1:
+        return 0
+    return hardware.threads or cpu_count()
+
+
+def _last_step(plans: Mapping[str, Any]) -> int | None:
+    return max((plan.steps for plan in plans.values()), default=None)
+
+
+def _total_steps(plans: Mapping[str, Any]) -> int:
+    return sum(plan.steps for plan in plans.values())
+
+
+def _facts(specs: Mapping[str, Any], data: Any) -> dict[str, Any]:
+    """What the verdicts and the report must know of model and data: the paper's own, embedded, or other."""
+    if data is None:
+        return {"facts": {"subject": "paper", "data": "none"}}
+    kind = specs["data"].kind
+    embedded = {"subject": "embedded", "note": "Synthetic stand-in data: not the paper's."}
+    subject = {"subject": "paper"} if data.is_published else embedded if kind == "gaussian" else {"subject": "other"}
+    return {"facts": {**subject, "data": kind, "source": data.source}, "checksums": {"data": data.sha256}}
+
+
+def _tell(config: Config, result: Result, verdicts: Sequence[Any]) -> None:
+    """The end of a run for people: where it lies, and its claims as a table."""
+    print(f"\n{config.title}: {config.directory}")
+    for path in sorted((config.directory / "figures").glob("*.png")):
+        print(f"  figure {path}")
+    if verdicts:
+        from rich.console import Console
+
+        width = None if sys.stdout.isatty() else 140
+        Console(width=width).print(claims.table(verdicts))
