@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from repro.data.random_streams import Key, on_published_streams
@@ -23,9 +24,12 @@ from repro.models.icl_transformer import (
     Linear,
     Mlp,
 )
+from repro.models.published_normal import truncated_normal
 from repro.models.specs import IclTransformer
 
 LABEL_SCALE = 0.02
+# Standard deviation of a standard normal variable truncated at -2 and 2.
+TRUNCATED_DEVIATION = 0.87962566103423978
 Draw = Callable[[Key, tuple[int, int]], Float[Array, "out in"]]
 
 
@@ -56,12 +60,13 @@ def init(spec: IclTransformer, dim: int, outputs: int, seed: int) -> IclTransfor
 
 def lecun_normal(key: Key, shape: tuple[int, int]) -> Float[Array, "out in"]:
     """Truncated normal of variance 1 / fan-in, for a weight stored (out, in)."""
-    return jax.nn.initializers.lecun_normal(in_axis=-1, out_axis=-2)(key, shape, jnp.float32)
+    scale = np.sqrt(np.float32(1 / shape[1])) / np.float32(TRUNCATED_DEVIATION)
+    return jnp.asarray(truncated_normal(key, shape) * scale)
 
 
 def label_normal(key: Key, shape: tuple[int, int]) -> Float[Array, "out in"]:
     """0.02 times a normal truncated at two standard deviations (variance not corrected for it)."""
-    return LABEL_SCALE * jax.random.truncated_normal(key, -2.0, 2.0, shape)
+    return jnp.asarray(np.float32(LABEL_SCALE) * truncated_normal(key, shape))
 
 
 def fan_in_uniform(key: Key, shape: tuple[int, int]) -> Float[Array, "out in"]:
