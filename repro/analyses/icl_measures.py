@@ -6,10 +6,9 @@ result does not depend on.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
@@ -30,7 +29,7 @@ BATCH = 1024
 
 
 class SequenceSet(NamedTuple):
-    """Sequences by index into `rows`, the exemplars in use. `correct`: the context item of the query's class."""
+    """Sequences by index into `rows`, the exemplars in use. `correct`: context item of the query's class."""
 
     items: Int[np.ndarray, "sequence item"]
     labels: Int[np.ndarray, "sequence item"]
@@ -73,6 +72,17 @@ def training_sequences(
         items, labels, correct = items[kept], labels[kept], correct[kept]
     rows = features.values[classes.start : classes.start + n, exemplars.start]
     return SequenceSet(items.astype(np.int32), labels.astype(np.int32), correct.astype(np.int32), rows)
+
+
+def batches(sequences: SequenceSet) -> Iterator[tuple[int, list[np.ndarray]]]:
+    """Items, labels and correct items of `BATCH` sequences at a time, and how many of them count.
+
+    The last batch is filled up, so that one compiled function serves all of them.
+    """
+    for begin in range(0, len(sequences), BATCH):
+        part = [array[begin : begin + BATCH] for array in sequences[:3]]
+        count = len(part[0])
+        yield count, [np.concatenate([array, np.repeat(array[:1], BATCH - count, axis=0)]) for array in part]
 
 
 class Measured(NamedTuple):
@@ -130,13 +140,9 @@ class Measure:
     def __call__(self, model: IclTransformerModel) -> Measured:
         """Measure one model."""
         embedded, parts = self._embed(model, self._rows), []
-        for begin in range(0, len(self._sequences), BATCH):
-            part = [array[begin : begin + BATCH] for array in self._sequences[:3]]
-            short = BATCH - len(part[0])
-            # The last batch is filled up, so that one compiled function serves all, and cut again.
-            padded = [np.concatenate([array, np.repeat(array[:1], short, axis=0)]) for array in part]
-            out = self._batch(model, embedded, *padded)
-            parts.append([np.asarray(array)[: len(part[0])] for array in out])
+        for count, batch in batches(self._sequences):
+            out = self._batch(model, embedded, *batch)
+            parts.append([np.asarray(array)[:count] for array in out])
         loss, predicted, *scores = (np.concatenate(column) for column in zip(*parts, strict=True))
         right = (predicted == self._sequences.labels[:, -1]).astype(np.float64)
         means = [np.mean(array, axis=0, dtype=np.float64) for array in scores]
@@ -144,8 +150,11 @@ class Measure:
 
 
 def measure(
-    trained: Trained, manipulations: Sequence[Manipulation] | None, sequences: SequenceSet, scores: bool = False
-) -> Measure:  # fmt: skip
+    trained: Trained,
+    manipulations: Sequence[Manipulation] | None,
+    sequences: SequenceSet,
+    scores: bool = False,
+) -> Measure:
     """A measure of a trained run's checkpoints under `manipulations` (None: those it was trained with)."""
     used = trained.plan.manipulations if manipulations is None else tuple(manipulations)
     return Measure(icl_manipulations.build(used, load_frozen), sequences, scores)
@@ -192,3 +201,29 @@ def condition(subject: Mapping[str, Trained], name: str) -> Trained:
 def layer_heads(model_heads: int, layer: int, but: Collection[int] = ()) -> list[str]:
     """All heads of a layer, written "layer:head", but those in `but`."""
     return [f"{layer}:{head}" for head in range(model_heads) if head not in but]
+
+
+def mended(measured: Sequence[Measured], reference: int) -> Float[np.ndarray, " case"]:
+    """Of the mistakes that case `reference` makes, the share that each case gets right (sheet B.4, Table 2).
+
+    NaN for the reference itself, and for all if it makes none.
+    """
+    wrong = measured[reference].right == 0
+    shares = [float(np.mean(one.right[wrong])) if wrong.any() else np.nan for one in measured]
+    shares[reference] = np.nan
+    return np.array(shares)
+
+
+def layer_index(layer: int, depth: int) -> int:
+    """The layer from 0, of one that may be counted from the end. Raises `UserError` if there is none."""
+    if not -depth <= layer < depth:
+        raise UserError(f"analysis.layer: got {layer}. Valid: {-depth} to {depth - 1}")
+    return layer % depth
+
+
+def head_index(head: str, layer: int, heads: int, where: str) -> int:
+    """Number of a head of `layer`. Raises `UserError` for heads of other layers or that do not exist."""
+    of_layer = layer_heads(heads, layer)
+    if head not in of_layer:
+        raise UserError(f"{where}: got head {head}. Valid choices: {', '.join(of_layer)}")
+    return of_layer.index(head)

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
 from pathlib import PurePath
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
-from repro.interventions.specs import Head
+from repro.interventions.specs import Head, Manipulation
 from repro.specs import Family, Spec
 
 Factor = Literal["a", "b", "c"]
 Manipulations = list[dict[str, Any]]
 Natural = Annotated[int, Field(ge=0)]
+# What names of scalars may begin with.
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.:+=-]*$")]
+PREVIOUS_TOKEN_HEADS, OTHER_HEADS = "previous_token_heads", "other_heads"
 
 
 class Analysis(Family):
@@ -100,16 +105,23 @@ class HeadRoles(Analysis):
     sequences: Literal["all"] | PositiveInt = "all"
 
 
+class Pool(Spec):
+    """One initialisation seed. main: the condition with all heads; only: head -> condition with it alone."""
+
+    main: str
+    only: dict[Head, str] = {}
+
+
 class PooledHeads(Analysis):
     """Head strength against what a head does alone, pooled over initialisation seeds.
 
-    pools: seed name -> {main: condition with all heads, only: head -> condition trained with it alone}.
+    pools: name of a seed -> its conditions. Runs with one head are needed for the learning times alone.
     threshold: loss below which a run counts as having learned (0.4 ln 2 in the paper).
     """
 
     module: ClassVar[str] = "repro.analyses.pooled_heads"
     kind: Literal["pooled_heads"] = "pooled_heads"
-    pools: dict[str, dict[str, Any]]
+    pools: dict[str, Pool] = Field(min_length=1)
     threshold: PositiveFloat = 0.2773
     evaluator: str = "fsl_train"
     sequences: Literal["all"] | PositiveInt = "all"
@@ -120,20 +132,52 @@ class CircuitSettings(Analysis):
 
     settings: name -> manipulations that replace those of training; `null` keeps those of training.
     heads in them may be written `previous_token_heads` for the heads of layer 0 whose previous-token
-    score is above `previous_token_above`, and `other_heads` for the rest of layer 0.
+    score is above `previous_token_above`, `other_heads` for the rest of layer 0, and "1:*" for a layer.
     checkpoints: `last`, or how many of the saved ones (nearest to a linear grid).
     baseline: evaluator whose training-time loss is subtracted (interpolated at the checkpoints) to
-    give `loss_increase`; null for none.
+    give `loss_increase`; null for none. report_at: sequences at which loss, accuracy and loss increase
+    become scalars, interpolated between checkpoints.
     """
 
     module: ClassVar[str] = "repro.analyses.circuit_settings"
     kind: Literal["circuit_settings"] = "circuit_settings"
     condition: str = ""
-    settings: dict[str, Manipulations | None] = Field(min_length=1)
+    settings: dict[Name, Manipulations | None] = Field(min_length=1)
     checkpoints: Literal["last"] | PositiveInt = "last"
     previous_token_above: float = 0.4
     baseline: str | None = None
+    report_at: list[Natural] = []
     sequences: Literal["all"] | PositiveInt = "all"
+
+    @model_validator(mode="after")
+    def _settings_are_manipulations(self) -> Self:
+        for name, items in self.settings.items():
+            for i, item in enumerate(items or []):
+                Manipulation.choose(with_groups(item, _any_group), f"analysis.settings.{name}.{i}")
+        return self
+
+
+def with_groups(item: dict[str, Any], group: Callable[[str], list[str] | None]) -> dict[str, Any]:
+    """A manipulation in which names of groups of heads are replaced by their heads.
+
+    group: the heads that a name stands for, or None if it names no group.
+    """
+    heads = item.get("heads")
+    listed = [heads] if isinstance(heads, str) else heads
+    if not isinstance(listed, list):
+        return item
+    named = [(one, group(one) if isinstance(one, str) else None) for one in listed]
+    if all(members is None for _, members in named):
+        return item
+    return {
+        **item,
+        "heads": [head for one, members in named for head in ([one] if members is None else members)],
+    }
+
+
+def _any_group(name: str) -> list[str] | None:
+    is_group = name in (PREVIOUS_TOKEN_HEADS, OTHER_HEADS) or re.fullmatch(r"\d+:\*", name)
+    return [] if is_group else None
 
 
 class Wiring(Analysis):
