@@ -8,6 +8,7 @@ old ones in the log, and listeners hear only what they have not heard.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -181,29 +182,49 @@ def _blocks(path: Path) -> Iterator[dict[str, Any]]:
 
 
 class Tail:
-    """Follow the log that another process writes: every call of `read` gives the lines since the last one."""
+    """Follow the log that another process writes: every call of `read` gives what is new since the last one.
+
+    A run that resumes rewrites its log and replays it; what was given before is not given again.
+    """
 
     def __init__(self, directory: str | Path) -> None:
-        self._path, self._at = Path(directory) / LOG, 0
+        self._path = Path(directory) / LOG
+        self._file: tuple[int, int] | None = None
+        self._at = 0
+        self._given: dict[tuple[str, str], int] = {}
 
     def read(self) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]:
-        """Blocks of rows: steps [row] and columns name -> [row]. A rewritten log is read from its start."""
-        try:
-            with open(self._path, "rb") as file:
-                file.seek(0, 2)
-                self._at = self._at if file.tell() >= self._at else 0
-                file.seek(self._at)
-                whole = file.read().rpartition(b"\n")[0]
-        except FileNotFoundError:
-            return
-        self._at += len(whole) + 1 if whole else 0
-        for line in whole.splitlines():
+        """Blocks of rows: steps [row] and columns name -> [row]."""
+        for line in self._new_lines():
             try:
                 block = json.loads(line)
             except ValueError:
                 continue
-            columns = {name: [decode_number(one) for one in values] for name, values in block["columns"].items()}
-            yield np.asarray(block["steps"], np.int64), {name: np.asarray(one) for name, one in columns.items()}
+            steps, condition = np.asarray(block["steps"], np.int64), block["condition"]
+            fresh: dict[int, dict[str, np.ndarray]] = {}
+            for name, values in block["columns"].items():
+                key = condition, name
+                rows = steps > self._given.get(key, -1)
+                if rows.any():
+                    numbers = np.asarray([decode_number(one) for one in values])
+                    fresh.setdefault(int(rows.sum()), {})[name] = numbers[rows]
+                    self._given[key] = int(steps.max())
+            for count, columns in fresh.items():  # steps rise, so what is new is at the end
+                yield steps[-count:], columns
+
+    def _new_lines(self) -> list[bytes]:
+        """The whole lines that were not read yet; all of them if it is another file than last time."""
+        try:
+            with open(self._path, "rb") as file:
+                facts = os.fstat(file.fileno())
+                if self._file != (facts.st_dev, facts.st_ino) or facts.st_size < self._at:
+                    self._file, self._at = (facts.st_dev, facts.st_ino), 0
+                file.seek(self._at)
+                whole, newline, _ = file.read().rpartition(b"\n")
+        except FileNotFoundError:
+            return []
+        self._at += len(whole) + len(newline)
+        return whole.splitlines()
 
 
 def _last_wins(series: list[Series]) -> Series:
