@@ -7,6 +7,7 @@ import selectors
 import subprocess
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -22,12 +23,15 @@ from repro.training.store import Trained
 from repro.training.worker import DONE
 
 _POLL_SECONDS = 1.0
-_OUTPUT = "worker.log"
 
 
 def train_all(
-    plans: Mapping[str, Plan], folder: Path, recorder: Recorder, workers: int, features: Features | None = None
-) -> dict[str, Trained]:  # fmt: skip
+    plans: Mapping[str, Plan],
+    folder: Path,
+    recorder: Recorder,
+    workers: int,
+    features: Features | None = None,
+) -> dict[str, Trained]:
     """The finished training run of every condition; those missing in the store `folder` are trained.
 
     Rows of every condition go to `recorder` as they come (whole, if it was trained before).
@@ -35,7 +39,11 @@ def train_all(
     then `UserError` names it, and the same command goes on with what is missing.
     """
     directories = {name: store.folder(folder, plan) for name, plan in plans.items()}
-    missing = {name: plan for name, plan in plans.items() if not store.is_done(directories[name])}
+    # Conditions that come to the same plan are trained once, under the name of the first of them.
+    first: dict[Path, str] = {}
+    for name, directory in directories.items():
+        first.setdefault(directory, name)
+    missing = {name: plans[name] for directory, name in first.items() if not store.is_done(directory)}
     for name, plan in missing.items():
         store.write_plan(directories[name], plan)
     if missing:
@@ -70,47 +78,59 @@ class _Pool:
         self._at = {name: 0 for name in plans}
         self._failed: dict[str, str] = {}
         self._done: set[str] = set()
+        self._processes: list[subprocess.Popen] = []
         self._workers = workers
 
     def run(self) -> None:
         """Train all; raises `UserError` at the end if some could not be."""
         total = sum(step_count(plan.training) for plan in self._plans.values())
         with selectors.DefaultSelector() as selector, progress(total, "training", "steps") as bar:
-            processes = [self._start(selector) for _ in range(self._workers)]
             try:
+                for _ in range(self._workers):
+                    self._start(selector)
                 self._serve(selector, bar)
             finally:
-                for process in processes:
-                    process.kill() if process.poll() is None and self._unfinished else process.stdin.close()  # type: ignore[union-attr]
+                for process in self._processes:
+                    if self._unfinished:
+                        process.kill()
+                    with suppress(BrokenPipeError):
+                        process.stdin.close()  # type: ignore[union-attr]
                     process.wait()
         if self._failed:
             lines = [f"training of {name or 'the model'} failed: {why}" for name, why in self._failed.items()]
-            raise UserError("\n".join([*lines, "what was trained is saved; the same command goes on from there"]))
+            raise UserError(
+                "\n".join([*lines, "what was trained is saved; the same command goes on from there"])
+            )
 
     @property
     def _unfinished(self) -> bool:
         return len(self._done) + len(self._failed) < len(self._plans)
 
-    def _start(self, selector: selectors.BaseSelector) -> subprocess.Popen:
+    def _start(self, selector: selectors.BaseSelector) -> None:
         # NPROC is how XLA learns how many threads to make; one is fastest for models this small.
-        environment = {**os.environ, "NPROC": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+        environment = {
+            **os.environ,
+            "NPROC": "1",
+            "OMP_NUM_THREADS": "1",
+            "PYTHONPATH": os.pathsep.join(sys.path),
+        }
         process = subprocess.Popen(
             [sys.executable, "-u", "-m", "repro.training.worker"],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, text=True, bufsize=1,
-        )  # fmt: skip
-        selector.register(process.stdout, selectors.EVENT_READ, [process, None])  # type: ignore[arg-type]
-        return process
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=environment,
+            text=True,
+            bufsize=1,
+        )
+        self._processes.append(process)
+        self._give(selector.register(process.stdout, selectors.EVENT_READ, [process, None]))  # type: ignore[arg-type]
 
     def _serve(self, selector: selectors.BaseSelector, bar: Progress) -> None:
-        for key in list(selector.get_map().values()):
-            self._give(key)
         while self._unfinished:
             for key, _ in selector.select(_POLL_SECONDS):
                 self._hear(key, selector)
-            if not selector.get_map() and self._unfinished:
-                why = "its worker process ended"
-                self._failed |= {name: why for name in self._waiting}
-                self._waiting.clear()
+            if self._waiting and not selector.get_map():
+                self._start(selector)
             self._follow(bar)
         self._follow(bar)
 
@@ -121,32 +141,47 @@ class _Pool:
         key.data[1] = ready
         if ready is not None:
             self._waiting.remove(ready)
-            process.stdin.write(f"{self._directories[ready]}\n")
+            with suppress(BrokenPipeError):  # it has just ended, which will be heard in a moment
+                process.stdin.write(f"{self._directories[ready]}\n")
 
     def _met(self, name: str) -> bool:
-        return not any(need in self._plans and need not in self._done for need in self._plans[name].needs)
+        return not self._pending & {self._directories[need] for need in self._plans[name].needs}
+
+    @property
+    def _pending(self) -> set[Path]:
+        """Where training has not succeeded (yet)."""
+        return {self._directories[name] for name in self._plans.keys() - self._done}
+
+    def _fail(self, name: str, why: str) -> None:
+        """Note a failure, and those of all plans that take layers from it."""
+        self._failed[name] = why
+        for waiting in list(self._waiting):
+            needs = {self._directories[need] for need in self._plans[waiting].needs}
+            if waiting in self._waiting and self._directories[name] in needs:
+                self._waiting.remove(waiting)
+                self._fail(waiting, "a run that it takes layers from failed")
 
     def _hear(self, key: selectors.SelectorKey, selector: selectors.BaseSelector) -> None:
         process, name = key.data
         line = key.fileobj.readline()  # type: ignore[union-attr]
+        key.data[1] = None
         if not line:
             selector.unregister(key.fileobj)
             if name is not None:
                 code = process.wait()
-                self._failed[name] = f"its process ended with {f'signal {-code}' if code < 0 else f'code {code}'}"
-        else:
+                self._fail(
+                    name, f"its process ended with {f'signal {-code}' if code < 0 else f'code {code}'}"
+                )
+                if self._waiting:
+                    self._start(selector)
+        elif name is not None:
             word, _, *why = line.rstrip("\n").split("\t")
-            if name is None:
-                return
             if word == DONE:
                 self._done.add(name)
             else:
-                self._failed[name] = why[0] if why else "unknown"
-        for waiting in [one for one in self._waiting if set(self._plans[one].needs) & self._failed.keys()]:
-            self._waiting.remove(waiting)
-            self._failed[waiting] = "a run that it takes layers from failed"
+                self._fail(name, why[0] if why else "unknown")
         for other in list(selector.get_map().values()):
-            if other.fileobj is key.fileobj or other.data[1] is None:
+            if other.data[1] is None:
                 self._give(other)
 
     def _follow(self, bar: Progress) -> None:

@@ -8,6 +8,7 @@ what is compiled for one serves the next.
 from __future__ import annotations
 
 import ctypes
+import os
 import signal
 import sys
 import traceback
@@ -27,6 +28,9 @@ def die_with_parent() -> None:
 def main() -> int:
     """Train every folder named on a line of standard input; answer each with one line."""
     die_with_parent()
+    # The answers have the standard output for themselves; what a library prints goes to the errors.
+    answers = os.fdopen(os.dup(sys.stdout.fileno()), "w")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     from repro.errors import UserError
     from repro.training.store import train
 
@@ -40,7 +44,7 @@ def main() -> int:
         except Exception as error:
             traceback.print_exc()
             answer = f"{FAILED}\t{directory}\t{type(error).__name__}: {' '.join(str(error).split())}"
-        print(answer, flush=True)
+        print(answer, file=answers, flush=True)
     return 0
 
 
