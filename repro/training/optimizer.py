@@ -31,11 +31,15 @@ def start(weights: Float[Array, " parameter"]) -> Adam:
 
 
 def update(
-    training: Training, total_steps: int, weights: Float[Array, " parameter"], gradient: Float[Array, " parameter"],
-    norm: Float[Array, ""], state: Adam,
-) -> tuple[Float[Array, " parameter"], Adam]:  # fmt: skip
+    training: Training,
+    total_steps: int,
+    weights: Float[Array, " parameter"],
+    gradient: Float[Array, " parameter"],
+    norm: Float[Array, ""],
+    state: Adam,
+) -> tuple[Float[Array, " parameter"], Adam]:
     """One step downhill. `norm` is the L2 norm of the gradient."""
-    if training.schedule != "constant":
+    if training.schedule == "warmup_decay":
         gradient = gradient * jnp.minimum(1.0, CLIP_NORM / jnp.maximum(norm, 1e-30))
     rate = learning_rate(training, total_steps, state.updates)
     updates = state.updates + 1
@@ -53,8 +57,9 @@ def learning_rate(training: Training, total_steps: int, updates: Int[Array, ""])
         return peak
     begin = WARMUP_START[training.schedule]
     rising = begin + (peak - begin) * jnp.minimum(updates / warmup, 1.0)
-    if training.schedule == "warmup_decay":
-        return jnp.where(updates < warmup, rising, peak * jnp.sqrt(warmup / jnp.maximum(updates, 1)))
     share = jnp.clip((updates - warmup) / max(total_steps - warmup, 1), 0.0, 1.0)
+    falling = (
+        jnp.sqrt(1 - share) if training.schedule == "warmup_decay" else 0.5 * (1 + jnp.cos(jnp.pi * share))
+    )
     end = training.final_learning_rate
-    return jnp.where(updates < warmup, rising, end + (peak - end) * 0.5 * (1 + jnp.cos(jnp.pi * share)))
+    return jnp.where(updates < warmup, rising, end + (peak - end) * falling)

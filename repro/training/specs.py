@@ -39,8 +39,9 @@ class Training(Spec):
     any is asked for, a checkpoint at the end.
 
     optimizer: Adam without clipping. schedule: a constant learning rate; warmup_decay (linear from
-    1e-5 in `warmup_steps` steps, then lr * (warmup_steps / step)^0.5, gradients clipped to norm 5); or
-    cosine (linear warm-up from 1e-6, then half a cosine to `final_learning_rate` over the rest).
+    1e-5 in `warmup_steps` steps, then to `final_learning_rate` with the square root of the share of steps
+    left, gradients clipped to norm 5); or cosine (linear warm-up from 1e-6, then half a cosine to
+    `final_learning_rate`, not clipped).
     weight_decay multiplies the sum of the L2 norms (not squared) of all parameter arrays.
     """
 
