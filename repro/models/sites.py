@@ -28,7 +28,9 @@ _EDGE = ("batch", "head", "query", "key")
 
 SITES: dict[str, Site] = {
     "example_embedding": Site(("batch", "item", "channel"), False, "exemplar features, projected"),
-    "label_embedding": Site(("batch", "item", "channel"), False, "labels, embedded (the query's is not used)"),
+    "label_embedding": Site(
+        ("batch", "item", "channel"), False, "labels, embedded (the query's is not used)"
+    ),
     "token_embedding": Site(_STREAM, False, "exemplars and labels, interleaved"),
     "position_embedding": Site(("position", "channel"), False, "added positions; zero with rotary ones"),
     "embedding": Site(_STREAM, False, "token plus position embedding"),
@@ -59,6 +61,8 @@ def check_site(name: str, layer: int | None, depth: int) -> None:
     if site is None:
         raise UserError(f"site: got {name!r}. Valid choices: {', '.join(SITES)}")
     if site.per_layer != (layer is not None):
-        raise UserError(f"site {name}: {'a layer is required' if site.per_layer else 'it has no layer'}, got {layer!r}")
+        raise UserError(
+            f"site {name}: {'a layer is required' if site.per_layer else 'it has no layer'}, got {layer!r}"
+        )
     if layer is not None and not 0 <= layer < depth:
         raise UserError(f"site {name}: layer {layer} does not exist. Valid layers: 0 to {depth - 1}")

@@ -40,7 +40,9 @@ def load_weights(path: Path, template: Model) -> Model:
     expected = {name: array.shape for name, array in named(template).items()}
     got = {name: array.shape for name, array in tensors.items()}
     if expected != got:
-        differing = sorted(name for name in expected.keys() | got.keys() if expected.get(name) != got.get(name))
+        differing = sorted(
+            name for name in expected.keys() | got.keys() if expected.get(name) != got.get(name)
+        )
         first = differing[0]
         raise UserError(
             f"{path}: these are weights of another model; {first} has shape {got.get(first)},"

@@ -45,9 +45,13 @@ def longest_stretch(training: Training) -> int:
 
 
 def run(
-    program: Program, training: Training, directory: Path, log: Log, save_checkpoint: Callable[[int, Any], None],
+    program: Program,
+    training: Training,
+    directory: Path,
+    log: Log,
+    save_checkpoint: Callable[[int, Any], None],
     progress: Callable[[int, int], None] = lambda step, total: None,
-) -> None:  # fmt: skip
+) -> None:
     """Train to the end, or go on from the saved state, and write history.npz.
 
     log: is told every row (steps; columns, NaN where there is no value), from the start also when
@@ -55,7 +59,10 @@ def run(
     """
     state, history, step = _restore(program, directory)
     log_history(history, log, training.batch)
-    evaluations, checkpoints = set(evaluation_steps(training).tolist()), set(checkpoint_steps(training).tolist())
+    evaluations, checkpoints = (
+        set(evaluation_steps(training).tolist()),
+        set(checkpoint_steps(training).tolist()),
+    )
     stops, total, saved = stretches(training), step_count(training), time.monotonic()
     while True:
         if step in evaluations and history.points[-1:] != [step]:
@@ -168,7 +175,12 @@ def _restore(program: Program, directory: Path) -> tuple[State, History, int]:
     if not path.exists():
         return program.start(), History(), 0
     arrays = read_arrays(path)
-    saved = {name: jax.numpy.asarray(arrays[f"state_{name}"]) for name in ("weights", "first", "second", "data_key")}
+    saved = {
+        name: jax.numpy.asarray(arrays[f"state_{name}"])
+        for name in ("weights", "first", "second", "data_key")
+    }
     updates = jax.numpy.asarray(arrays["state_updates"])
-    state = State(saved["weights"], optimizer.Adam(saved["first"], saved["second"], updates), saved["data_key"])
+    state = State(
+        saved["weights"], optimizer.Adam(saved["first"], saved["second"], updates), saved["data_key"]
+    )
     return state, History.of(arrays), int(arrays["state_step"])

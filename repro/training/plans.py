@@ -99,8 +99,8 @@ def plans(conditions: Mapping[str, Mapping[str, Any]], data: Data, store: Path) 
         if not ready:
             missing = sorted({need for values in waiting.values() for need in _needs(values)} - made.keys())
             raise UserError(
-                f"conditions: {', '.join(waiting)} take layers from {', '.join(missing)}, which cannot be trained"
-                f" before them. Valid: {', '.join(conditions)}, without a circle"
+                f"conditions: {', '.join(waiting)} take layers from {', '.join(missing)}, which cannot be"
+                f" trained before them. Valid: {', '.join(conditions)}, without a circle"
             )
         for name in ready:
             made[name] = _plan(name, waiting.pop(name), data, made, store)
@@ -147,7 +147,8 @@ def _fingerprint(item: Manipulation) -> dict[str, Any]:
 def _seeds(seed: Mapping[str, int]) -> dict[str, int]:
     if len(set(seed.values())) < len(seed):
         raise UserError(
-            f"seed: the seeds of weights (init), training data (train) and evaluation data (eval) must differ,"
-            f" or their random streams coincide; got {dict(seed)}. Change one, e.g. seed.init={max(seed.values()) + 1}"
+            "seed: the seeds of weights (init), training data (train) and evaluation data (eval) must differ,"
+            f" or their random streams coincide; got {dict(seed)}. Change one, e.g."
+            f" seed.init={max(seed.values()) + 1}"
         )
     return dict(seed)

@@ -12,12 +12,11 @@ from typing import Any, NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, UInt32
 
 from repro.data.features import Features
-from repro.data.random_streams import key_schedule, on_published_streams
+from repro.data.random_streams import Key, key_schedule, on_published_streams
 from repro.data.sequences import Batch, evaluator_batches, train_sampler
 from repro.data.specs import Sequences
 from repro.data.splits import class_ranges
@@ -32,12 +31,13 @@ from repro.training.metrics import cross_entropy, query_metrics
 from repro.training.schedule import step_count
 from repro.training.specs import Training
 
+
 class State(NamedTuple):
     """All that a run carries from step to step."""
 
     weights: Float[Array, " parameter"]
     adam: optimizer.Adam
-    data_key: UInt32[Array, "2"]
+    data_key: Key
 
 
 class Stretch(NamedTuple):
@@ -78,9 +78,14 @@ def outputs_of(model: IclTransformer, sequences: Sequences, features: Features) 
 
 
 def build(
-    model: IclTransformer, sequences: Sequences, training: Training, seeds: Seeds, features: Features,
-    forward: Forward, longest: int,
-) -> Program:  # fmt: skip
+    model: IclTransformer,
+    sequences: Sequences,
+    training: Training,
+    seeds: Seeds,
+    features: Features,
+    forward: Forward,
+    longest: int,
+) -> Program:
     """Make the compiled functions of one run; nothing is compiled before its first use.
 
     forward: the model under the run's manipulations. longest: steps of the longest stretch.
@@ -126,10 +131,10 @@ def build(
 
     def advance(state: State, count: int) -> tuple[State, Stretch]:
         chain, batches = draw(state.data_key)
-        trained, record = run_steps(state.weights, state.adam, batches, count)
-        return State(*trained, chain[count]), record
+        (weights, adam), record = run_steps(state.weights, state.adam, batches, count)
+        return State(weights, adam, chain[count]), record
 
-    sets = evaluation_inputs(evaluator_batches(sequences, features, keys.evaluate_data), values)
+    sets = evaluation_inputs(evaluation_batches(sequences, features, seeds.eval), values)
 
     def evaluate(weights: Float[Array, " parameter"], sets: dict[str, EvaluationSet]) -> Evaluation:
         trained = rebuild(weights)
@@ -154,7 +159,7 @@ def _decay(coefficient: float, model: IclTransformerModel) -> Float[Array, ""]:
     return coefficient * total
 
 
-Drawer = Callable[[UInt32[Array, "2"]], tuple[UInt32[Array, "link 2"], Batch]]
+Drawer = Callable[[Key], tuple[UInt32[Array, "link 2"], Batch]]
 _drawers: dict[tuple[Any, ...], Drawer] = {}
 
 
@@ -170,7 +175,7 @@ def drawer(sequences: Sequences, features: Features, batch: int, longest: int) -
         sample = train_sampler(sequences, features, batch)
 
         @on_published_streams
-        def draw(data_key: UInt32[Array, "2"]) -> tuple[UInt32[Array, "link 2"], Batch]:
+        def draw(data_key: Key) -> tuple[UInt32[Array, "link 2"], Batch]:
             chain, batch_keys = _chain(data_key, longest)
             return chain, jax.vmap(sample)(batch_keys)
 
@@ -178,8 +183,20 @@ def drawer(sequences: Sequences, features: Features, batch: int, longest: int) -
     return _drawers[at]
 
 
+_evaluation_batches: dict[tuple[Any, ...], dict[str, Batch]] = {}
+
+
+def evaluation_batches(sequences: Sequences, features: Features, seed: int) -> dict[str, Batch]:
+    """The sequences of all evaluators for an evaluation seed; shared for the same reason as drawers."""
+    at = (sequences.model_dump_json(), features.sha256, features.values.shape, seed)
+    if at not in _evaluation_batches:
+        key = key_schedule(0, seed).evaluate_data  # does not depend on the training seed
+        _evaluation_batches[at] = evaluator_batches(sequences, features, key)
+    return _evaluation_batches[at]
+
+
 @on_published_streams
-def _chain(data_key: UInt32[Array, "2"], count: int) -> tuple[UInt32[Array, "link 2"], UInt32[Array, "step 2"]]:
+def _chain(data_key: Key, count: int) -> tuple[UInt32[Array, "link 2"], UInt32[Array, "step 2"]]:
     """Keys from which the chain goes on before each of `count` steps and after the last, and batch keys."""
 
     def link(key: Array, _: None) -> tuple[Array, tuple[Array, Array]]:

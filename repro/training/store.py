@@ -83,7 +83,7 @@ class Trained:
         return init(plan.model, self.features.values.shape[-1], outputs, plan.seed["init"])
 
     def copy_last(self, path: Path) -> None:
-        """Put a copy of the last weights somewhere, such as into the directory of the run that asked for them."""
+        """Put a copy of the last weights somewhere, such as into the directory of the run that wants them."""
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(path, checkpoint_path(self.directory, self.checkpoints[-1]).read_bytes())
 
@@ -137,10 +137,16 @@ def train(directory: Path) -> None:
             loop.longest_stretch(plan.training),
         )
         end = step_count(plan.training) * plan.training.batch
+        digest = plan.digest()  # once: it may have to read a whole file of features
+        if digest != directory.name:
+            raise UserError(
+                f"data: the features changed since this training was planned ({directory} was asked for, they"
+                f" give {digest}). Run the same command again"
+            )
 
         def save_checkpoint(sequences: int, weights: Any) -> None:
             # A power cut may cost checkpoints between two saved states; they are then written again.
-            facts = {"sequences": str(sequences), "plan": plan.digest()}
+            facts = {"sequences": str(sequences), "plan": digest}
             path = checkpoint_path(directory, sequences)
             save_weights(path, program.model(weights), facts, durable=sequences == end)
 
