@@ -81,7 +81,8 @@ def grid(spec: Figure, panels: int, default_size: tuple[float, float]) -> tuple[
     for unused in places[panels:]:
         canvas.delaxes(unused)
     if spec.heading:
-        canvas.suptitle(spec.heading)
+        # As wide as the panels: to their right there may be a legend.
+        canvas.suptitle(textwrap.fill(spec.heading, max(int(width * columns * 12), 24)))
     return canvas, list(places[:panels])
 
 
@@ -188,7 +189,7 @@ def band_handle(count: int) -> Patch:
 
 
 def legend(
-    canvas: Canvas, places: Sequence[Axes], spec: Figure, extra: Sequence[Any] = (), most_inside: int = 5
+    canvas: Canvas, places: Sequence[Axes], spec: Figure, extra: Sequence[Any] = (), most_inside: int = 3
 ) -> None:
     """One legend for all panels, each text once; beside them when it has more than `most_inside` entries."""
     found: dict[str, Any] = {}
@@ -208,7 +209,10 @@ def legend(
         # The panels keep the size they were given; the legend gets its own room.
         width, height = canvas.get_size_inches()
         longest = max(len(line) for text in texts for line in text.split("\n"))
-        canvas.set_size_inches(width + columns * (0.065 * longest + 0.45), height)
+        room = columns * (0.065 * longest + 0.45)
+        canvas.set_size_inches(width + room, height)
+        if spec.heading:  # over the panels, not over the legend
+            canvas.suptitle(canvas.get_suptitle(), x=0.5 * width / (width + room))
         canvas.legend(handles, texts, loc="outside right upper", ncols=columns)
     else:
         places[0].legend(handles, texts, loc="best")
