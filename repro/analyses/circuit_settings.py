@@ -55,11 +55,12 @@ def run(
     baseline = None if spec.baseline is None else _baseline(trained, spec.baseline, np.asarray(measured_at))
     curves = _measured(trained, settings, sequences, measured_at)
 
-    along = {"checkpoint": measured_at}
+    along: dict[str, Any] = {"checkpoint": measured_at}
     by_setting = {"setting": list(settings), **along}
+    heads: dict[str, Any] = {"head": layer_heads(len(previous), 0)}
     arrays = {
         "checkpoint_sequences": NamedArray(np.asarray(measured_at), along, "sequence"),
-        "previous_token": NamedArray(previous, {"head": layer_heads(len(previous), 0)}),
+        "previous_token": NamedArray(previous, heads),
     }
     if baseline is not None:
         curves["loss_increase"] = curves["loss"] - baseline

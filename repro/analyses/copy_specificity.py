@@ -63,8 +63,9 @@ def run(
     }
     target = sequences.labels[:, -1]
     labels = sorted({int(label) for label in target})
-    heads = {"head": names}
-    axes = {"setting": list(settings), **heads}
+    heads: dict[str, Any] = {"head": names}
+    axes: dict[str, Any] = {"setting": list(settings), **heads}
+    by: dict[str, Any] = {**axes, "label": labels}
     tables = [by_label(some, target, labels) for some in measured.values()]
     arrays = {
         "accuracy": NamedArray(
@@ -76,8 +77,8 @@ def run(
         "mistakes": NamedArray(
             np.array([[np.sum(one.right == 0) for one in some] for some in measured.values()]), axes
         ),
-        "accuracy_by_label": NamedArray(np.stack([table[0] for table in tables]), {**axes, "label": labels}),
-        "mistakes_by_label": NamedArray(np.stack([table[1] for table in tables]), {**axes, "label": labels}),
+        "accuracy_by_label": NamedArray(np.stack([table[0] for table in tables]), by),
+        "mistakes_by_label": NamedArray(np.stack([table[1] for table in tables]), by),
         "strength": NamedArray(strength[last], heads),
         "perfect_accuracy": NamedArray(np.array([one.accuracy for one in measured[PERFECT]]), heads),
         "mended": NamedArray(mended(measured[PERFECT], reference), heads),

@@ -69,10 +69,11 @@ def run(
     measured = {name: [next(found) for _ in some] for name, some in cases.items()}
 
     strongest = int(np.argmax(strength))
-    heads = {"head": layer_heads(model.heads, layer)}
+    heads: dict[str, Any] = {"head": layer_heads(model.heads, layer)}
+    first: dict[str, Any] = {"head": layer_heads(model.heads, 0)}
     arrays = {
         "strength": NamedArray(strength, heads),
-        "previous_token": NamedArray(full.previous_token[0], {"head": layer_heads(model.heads, 0)}),
+        "previous_token": NamedArray(full.previous_token[0], first),
         "mended_share": NamedArray(mended(measured["only"], strongest), heads),
         **_means("only", measured["only"], heads),
         **_means("removed", measured["removed"], heads),
@@ -141,5 +142,5 @@ def _means(name: str, measured: Sequence[Measured], axes: dict[str, Any]) -> dic
 def _in_order(
     prefix: str, name: str, order: list[int], measured: Sequence[Measured]
 ) -> dict[str, NamedArray]:
-    axes = {"count": list(range(1, len(order) + 1))}
+    axes: dict[str, Any] = {"count": list(range(1, len(order) + 1))}
     return {f"{prefix}order": NamedArray(np.array(order, int), axes), **_means(name, measured, axes)}

@@ -145,7 +145,7 @@ class Measure:
             parts.append([np.asarray(array)[:count] for array in out])
         loss, predicted, *scores = (np.concatenate(column) for column in zip(*parts, strict=True))
         right = (predicted == self._sequences.labels[:, -1]).astype(np.float64)
-        means = [np.mean(array, axis=0, dtype=np.float64) for array in scores]
+        means = [np.asarray(np.mean(array, axis=0, dtype=np.float64)) for array in scores]
         return Measured(loss, right, predicted, *means)
 
 

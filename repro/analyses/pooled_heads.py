@@ -59,7 +59,7 @@ def run(
     ]
     time, never = (np.array([pair[i] for pair in times]) for i in (0, 1))
 
-    seeds = {"seed": list(mains)}
+    seeds: dict[str, Any] = {"seed": list(mains)}
     axes = {**seeds, "head": layer_heads(heads, last)}
     arrays = {
         "strength": NamedArray(strength, axes),

@@ -52,7 +52,7 @@ class ToyFactors(Analysis):
 
 
 class Thresholds(Spec):
-    """When a curve is first below a value: the first evaluation with `evaluator`'s loss < value, in sequences."""
+    """When a curve is below a value: the first evaluation with `evaluator`'s loss < value, in sequences."""
 
     evaluator: str = "fsl_train"
     values: list[PositiveFloat] = [0.6931, 0.6, 0.35, 0.277, 0.1, 0.01]

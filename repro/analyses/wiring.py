@@ -59,7 +59,8 @@ def run(
         accuracy[:, at] = np.reshape([one.accuracy for one in pairs], shape)
         loss[:, at] = np.reshape([one.mean_loss for one in pairs], shape)
 
-    readers, writers = {"layer1_head": layer_heads(count, 1)}, {"layer0_head": layer_heads(count, 0)}
+    readers: dict[str, Any] = {"layer1_head": layer_heads(count, 1)}
+    writers: dict[str, Any] = {"layer0_head": layer_heads(count, 0)}
     axes = {"mode": list(MODES), "preserved": list(PRESERVED), **readers, **writers}
     scores = composition(model)
     arrays = {
