@@ -41,29 +41,19 @@ def inputs_of(golden: dict[str, np.ndarray]) -> Inputs:
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case["name"])
-def test_logits(case: dict, golden: dict[str, np.ndarray]) -> None:
-    model, forward = forward_of(case, golden)
-    expected = golden[f"out/{case['name']}"]
-    for run in (forward, jax.jit(forward, static_argnames=("read", "query_only"))):
-        query, _ = run(model, inputs_of(golden))
-        np.testing.assert_allclose(query[:, 0], expected[:, -1], rtol=1e-5, atol=1e-5)
-    everywhere, _ = forward(model, inputs_of(golden), query_only=False)
-    kinds = {one["kind"] for one in case["manipulations"]}
-    # There, perfect copying with a perfect input leaves all but the query's logits as in an untouched run.
-    compared = slice(-1, None) if {"perfect_copy", "perfect_previous_token_input"} <= kinds else slice(None)
-    np.testing.assert_allclose(everywhere[:, 0::2][:, compared], expected[:, compared], rtol=1e-5, atol=1e-5)
-
-
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case["name"])
-def test_patterns_and_values(case: dict, golden: dict[str, np.ndarray]) -> None:
+def test_logits_patterns_and_values(case: dict, golden: dict[str, np.ndarray]) -> None:
     """What is read is what the published record holds, but for layers that have no part in the result."""
     model, forward = forward_of(case, golden)
     kinds = {one["kind"] for one in case["manipulations"]}
-    if {"perfect_copy", "perfect_previous_token_input"} <= kinds:
-        pytest.skip("there, patterns are those of an untouched run")
-    layers = [1] if kinds & {"graft_in", "graft_out"} else [0, 1]
+    # There, perfect copying with a perfect input leaves all but the query's logits as in an untouched run.
+    query_alone = {"perfect_copy", "perfect_previous_token_input"} <= kinds
+    layers = [] if query_alone else [1] if kinds & {"graft_in", "graft_out"} else [0, 1]
     places = frozenset((site, layer) for site in ("pattern", "v") for layer in layers)
-    _, values = forward(model, inputs_of(golden), places, False)
+
+    logits, values = forward(model, inputs_of(golden), places, False)
+    compared = slice(-1, None) if query_alone else slice(None)
+    expected = golden[f"out/{case['name']}"]
+    np.testing.assert_allclose(logits[:, 0::2][:, compared], expected[:, compared], rtol=1e-5, atol=1e-5)
     assert values.keys() == places
     for (site, layer), value in values.items():
         expected = golden[f"{site}/{case['name']}/{layer}"]
@@ -71,16 +61,18 @@ def test_patterns_and_values(case: dict, golden: dict[str, np.ndarray]) -> None:
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case["name"])
-def test_gradients(case: dict, golden: dict[str, np.ndarray]) -> None:
+def test_compiled_query_logits_and_gradients(case: dict, golden: dict[str, np.ndarray]) -> None:
     """No gradient is stopped where the published passes let it through, and none flows where they do not."""
     model, forward = forward_of(case, golden)
     weight = np.random.default_rng(9).standard_normal((3, 5)).astype(np.float32)
 
     def score(model):
         logits = forward(model, inputs_of(golden))[0][:, 0]
-        return jnp.sum(jnp.where(logits > -1e8, logits * weight, 0))
+        return jnp.sum(jnp.where(logits > -1e8, logits * weight, 0)), logits
 
-    gradient = named(jax.jit(jax.grad(score))(model))
+    gradient, logits = jax.jit(jax.grad(score, has_aux=True))(model)
+    np.testing.assert_allclose(logits, golden[f"out/{case['name']}"][:, -1], rtol=1e-5, atol=1e-5)
+    gradient = named(gradient)
     largest = max(np.linalg.norm(value) for value in gradient.values())
     for name, value in gradient.items():
         along, norm = golden[f"grad/{case['name']}/{name}"]
