@@ -83,6 +83,10 @@ def current(run: RunDirectory, path: Path) -> list[Verdict]:
 def _judge(
     claim: Claim, file: ClaimsFile, slug: str, experiment: str, result: Result, facts: Mapping[str, Any]
 ) -> Verdict:
+    if facts.get("changed"):
+        # A shorter training or another setting is another experiment: no verdict either way.
+        changed = ", ".join(facts["changed"])
+        return _skipped(claim, file, slug, experiment, f"this run changes the experiment ({changed})")
     for fact, wanted in claim.only.items():
         if str(facts.get(fact)) not in wanted:
             why = f"judged only where {fact} is {' or '.join(wanted)}, this run has {facts.get(fact)}"

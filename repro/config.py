@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -18,14 +16,17 @@ from pathlib import Path
 from typing import Any
 
 from repro import identity, listing
+from repro.config_values import SECRET_KEY, absolute, refuse_leaks
 from repro.errors import UserError
 from repro.hardware import with_site
-from repro.root_specs import ROOT_KEYS, dump, parse, suggest
+from repro.root_specs import NOT_HASHED, ROOT_KEYS, dump, parse, suggest
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIG_JSON = "config.json"
-_SECRET_KEY = re.compile(r"(?i)(^|[._/-])(api_?key|key|token|secret|password|passwd)$")
-_SECRET_NAME = re.compile(r"(?i)(key|token|secret|password)")
+
+
+_SAME_QUESTION = ("data", "seed", "paper")
+_SAME_KEYS = ("model", "model.path", "model.dtype", "sequences.class_split", "sequences.exemplar_split")
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,21 @@ class Config:
     def command(self) -> list[str]:
         """The command line that makes this run, wherever it is computed."""
         return ["python", "launch.py", *self.overrides]
+
+    @property
+    def changed(self) -> list[str]:
+        """The overrides that make it another experiment, such as training.sequences=64.
+
+        Choosing a model, data, seeds or hardware, or how another file's classes are split, asks the
+        same question of another subject.
+        """
+        keys = [line.lstrip("+~").split("=")[0] for line in self.overrides]
+        same = (*_SAME_QUESTION, *(key for key in NOT_HASHED))
+        return [
+            line
+            for line, key in zip(self.overrides, keys, strict=True)
+            if key.split(".")[0] not in same and key not in _SAME_KEYS and "/" not in key
+        ]
 
     def replaced(self, **values: Any) -> Config:
         """The same run with other root values that are no part of the hash, such as rerun=False."""
@@ -100,7 +116,7 @@ def from_hydra(cfg: Any, choices: Mapping[str, str | None], overrides: Sequence[
             del cfg["hydra"]
     plain = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     assert isinstance(plain, dict)
-    _refuse_leaks(plain)
+    refuse_leaks(plain)
     chosen = {group: choice for group, choice in choices.items() if choice is not None}
     slug, experiment = _one_paper(chosen)
     if isinstance(plain.get("hardware"), dict):
@@ -116,7 +132,7 @@ def from_hydra(cfg: Any, choices: Mapping[str, str | None], overrides: Sequence[
             f"analysis: paper/{slug}={experiment} chooses none. Give analysis=NAME, or another experiment"
         )
     content = identity.content(parsed, experiment)
-    values = {key: _absolute(dump(part)) for key, part in parsed.items()}
+    values = {key: absolute(dump(part)) for key, part in parsed.items()}
     values["runs_dir"] = str(Path(values["runs_dir"]).expanduser().absolute())
     hashed = identity.digest(content)
     return Config(
@@ -194,7 +210,7 @@ def _is_group(key: str, root: Path) -> bool:
 
 
 def _check_key(key: str, line: str, root: Path) -> None:
-    if _SECRET_KEY.search(key):
+    if SECRET_KEY.search(key):
         raise UserError(
             f"{key}: looks like a secret, and overrides are saved and logged. Set it in the environment"
         )
@@ -229,39 +245,6 @@ def _one_paper(chosen: Mapping[str, str]) -> tuple[str, str]:
             f"exactly one paper a run, got {got}. python launch.py lists the papers and their experiments"
         )
     return papers[0]
-
-
-def _refuse_leaks(values: Any) -> None:
-    """A resolved config is saved and logged, so nothing secret of the environment may have got into it."""
-    named = {value: name for name, value in os.environ.items() if _SECRET_NAME.search(name)}
-    secrets = {value: name for value, name in named.items() if len(value) >= 12}
-    for text in _texts(values):
-        for value, name in secrets.items():
-            if value in text:
-                raise UserError(
-                    f"the config holds the value of ${name}, and is saved and logged. Leave it out"
-                )
-
-
-def _texts(values: Any) -> Iterator[str]:
-    if isinstance(values, str):
-        yield values
-    for item in values.values() if isinstance(values, dict) else values if isinstance(values, list) else ():
-        yield from _texts(item)
-
-
-def _absolute(values: Any) -> Any:
-    """A job may start in another folder, so files that exist are named from the root."""
-    if isinstance(values, list):
-        return [_absolute(item) for item in values]
-    if not isinstance(values, dict):
-        return values
-    return {
-        key: str(Path(item).expanduser().absolute())
-        if isinstance(item, str) and identity.is_file_key(str(key)) and Path(item).expanduser().exists()
-        else _absolute(item)
-        for key, item in values.items()
-    }
 
 
 @contextmanager

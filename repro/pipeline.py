@@ -40,7 +40,7 @@ def run(config: Config) -> int:
             with Recorder(directory.path, listeners) as record:
                 data = import_module(specs["data"].module).load(specs["data"])
                 subject = _subject(config, specs, plans, record, data, directory)
-                directory.note(**_facts(specs, data))
+                directory.note(**_facts(config, specs, data))
                 analysis = import_module(specs["analysis"].module)
                 result = analysis.run(subject, data, record, directory.path, specs["analysis"])
             results.save(directory.path, result)
@@ -141,14 +141,18 @@ def _total_steps(plans: Mapping[str, Any]) -> int:
     return sum(plan.steps for plan in plans.values())
 
 
-def _facts(specs: Mapping[str, Any], data: Any) -> dict[str, Any]:
+def _facts(config: Config, specs: Mapping[str, Any], data: Any) -> dict[str, Any]:
     """What the verdicts and the report must know of model and data: the paper's own, embedded, or other."""
+    changed = {"changed": config.changed} if config.changed else {}
     if data is None:
-        return {"facts": {"subject": "paper", "data": "none"}}
-    kind = specs["data"].kind
-    embedded = {"subject": "embedded", "note": "Synthetic stand-in data: not the paper's."}
-    subject = {"subject": "paper"} if data.is_published else embedded if kind == "gaussian" else {"subject": "other"}
-    return {"facts": {**subject, "data": kind, "source": data.source}, "checksums": {"data": data.sha256}}
+        return {"facts": {"subject": "paper", "data": "none", **changed}}
+    kind, subject = specs["data"].kind, {"subject": "other"}
+    if data.is_published:
+        subject = {"subject": "paper"}
+    elif kind == "gaussian":
+        subject = {"subject": "embedded", "note": "Synthetic stand-in data: not the paper's."}
+    facts = {**subject, **changed, "data": kind, "source": data.source}
+    return {"facts": facts, "checksums": {"data": data.sha256}}
 
 
 def _tell(config: Config, result: Result, verdicts: Sequence[Any]) -> None:

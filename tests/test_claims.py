@@ -157,3 +157,13 @@ def test_a_finished_run_is_judged_from_its_files(tmp_path):
     path.write_text(SUBJECTS.replace("tolerance: 0.001", "tolerance: 0.02"))
     assert claims.judge_run(run, path)[0].verdict == REPRODUCED
     assert claims.judge_run(run, tmp_path / "none" / "claims.yaml") == []
+
+
+def test_a_run_that_changes_the_experiment_is_judged_neither_way(tmp_path):
+    """A training cut short is no evidence against a claim about the whole one."""
+    head = "claims: [{id: C1, source: Fig. 1, says: it works, experiment: curve, otherwise: ["
+    path = write(tmp_path, f"{head}{{measure: loss, op: '>', value: 1}}]}}]")
+    (whole,) = judge(path, "curve", RESULT, PAPER)
+    (cut,) = judge(path, "curve", RESULT, {**PAPER, "changed": ["training.sequences=64"]})
+    assert whole.verdict == NOT_REPRODUCED
+    assert cut.verdict == NOT_RUN and "training.sequences=64" in cut.why

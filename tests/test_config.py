@@ -276,3 +276,11 @@ def test_values_with_signs_in_them_arrive_unchanged(project: Path, override: str
 def test_lists_of_mappings_arrive_unchanged(project: Path) -> None:
     override = "tracking.tags=[a, 'b, c', \"d: e\"]"
     assert config.compose([RUN, override], project).values["tracking"]["tags"] == ["a", "b, c", "d: e"]
+
+
+def test_only_overrides_that_change_the_experiment_count_as_changes(project: Path) -> None:
+    same = ["seed=1", "runs_dir=somewhere", "tracking.tags=[a]", "hardware.timeout_min=5"]
+    assert config.compose([RUN, *same], project).changed == []
+    assert config.compose([RUN, *same, "analysis.learning_rate=0.2"], project).changed == [
+        "analysis.learning_rate=0.2"
+    ]

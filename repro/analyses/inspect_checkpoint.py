@@ -42,7 +42,11 @@ def run(
             "accuracy": measured.accuracy,
             "sequences": float(len(sequences)),
             "checkpoint": float(trained.checkpoints[-1] if spec.checkpoint == "last" else spec.checkpoint),
-            **{f"strength.{l}:{h}": float(measured.induction[l, h]) for l in range(depth) for h in range(heads)},
+            **{
+                f"strength.{l}:{h}": float(measured.induction[l, h])
+                for l in range(depth)
+                for h in range(heads)
+            },
         },
         {
             "induction_strength": NamedArray(measured.induction, places),

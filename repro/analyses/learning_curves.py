@@ -77,13 +77,17 @@ def summary(
     return found
 
 
-def first_below(sequences: Int[np.ndarray, " point"], loss: Float[np.ndarray, " point"], value: float) -> float:
+def first_below(
+    sequences: Int[np.ndarray, " point"], loss: Float[np.ndarray, " point"], value: float
+) -> float:
     """Sequences seen at the first evaluation whose loss is below `value`; infinite if there is none."""
     below = np.flatnonzero(loss < value)
     return float(sequences[below[0]]) if below.size else math.inf
 
 
-def longest_rest(sequences: Int[np.ndarray, " point"], loss: Float[np.ndarray, " point"], share: float) -> float:
+def longest_rest(
+    sequences: Int[np.ndarray, " point"], loss: Float[np.ndarray, " point"], share: float
+) -> float:
     """Length of the longest run of evaluations within `share` of ln 2, in sequences; 0 if there is none."""
     near = np.abs(loss - math.log(2)) <= share * math.log(2)
     edges = np.flatnonzero(np.diff(np.concatenate([[0], near.astype(int), [0]])))

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from repro.data.features import Features
+from repro.data.splits import class_ranges, exemplar_ranges
 from repro.errors import UserError
 from repro.progress import Progress, progress
 from repro.recorder import Recorder, Tail
@@ -38,6 +39,8 @@ def train_all(
     workers: processes at a time; 0 trains in this process. One that fails does not stop the others;
     then `UserError` names it, and the same command goes on with what is missing.
     """
+    for plan in plans.values():
+        _check_splits(plan, features)
     directories = {name: store.folder(folder, plan) for name, plan in plans.items()}
     # Conditions that come to the same plan are trained once, under the name of the first of them.
     first: dict[Path, str] = {}
@@ -57,6 +60,14 @@ def train_all(
         if name not in missing or not workers:
             _replay(run, recorder, name)
     return trained
+
+
+def _check_splits(plan: Plan, features: Features | None) -> None:
+    """Refuse splits that do not fit the features before any training starts."""
+    if features is not None:
+        classes, exemplars, _ = features.values.shape
+        class_ranges(plan.sequences, classes)
+        exemplar_ranges(plan.sequences, exemplars)
 
 
 def _replay(run: Trained, recorder: Recorder, name: str) -> None:
