@@ -108,9 +108,7 @@ def test_base_settings(runs: dict[str, dict[str, Plan]]) -> None:
     assert (sequences.context, sequences.exemplar_split) == (2, (1, "rest", 0))
     assert (sequences.label_pair_seed, sequences.evaluation_sequences) == (20, 1000)
     assert plan.seed == {"init": 5, "train": 0, "eval": 1}
-    evaluators = [
-        (name, one.classes, one.exemplars, one.relabel) for name, one in sequences.evaluate.items()
-    ]
+    evaluators = [(name, one.classes, one.exemplars, one.relabel) for name, one in sequences.evaluate.items()]
     assert evaluators == [
         ("fsl_train", "train", "train", "train"),
         ("fsl_val_rl", "train", "train", "val"),
