@@ -37,6 +37,8 @@ class Line:
 def figure(spec: Curves, results: Sequence[Result], labels: Sequence[str]) -> Canvas:
     """Draw every panel; means with bands from min to max when there are several results."""
     panels = spec.filled_panels()
+    if not all(panel.series for panel in panels):
+        raise UserError("curves need `series`, in the figure or in every panel")
     canvas, places = style.grid(spec, len(panels), PANEL_INCHES)
     numbers: dict[str, int] = {}
     for place, panel in zip(places, panels, strict=True):

@@ -22,6 +22,8 @@ SEED_MARKERS = "os^Dv<>P"
 def figure(spec: Scatter, results: Sequence[Result], labels: Sequence[str]) -> Canvas:
     """Draw every panel; with several results all their points, told apart by marker."""
     panels = spec.filled_panels()
+    if not all(panel.series for panel in panels):
+        raise UserError("a scatter plot needs `series`, in the figure or in every panel")
     canvas, places = style.grid(spec, len(panels), PANEL_INCHES)
     for place, panel in zip(places, panels, strict=True):
         draw_panel(place, panel, results, labels)

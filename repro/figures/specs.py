@@ -110,19 +110,32 @@ class Figure(Family):
     published_label: str = "published (digitised)"
 
     def filled_panels(self) -> list[Any]:
-        """The panels, each with what it left out; the figure itself when it has none."""
+        """The panels, each with what it left out; the figure itself when it has none.
+
+        Left out is what has its default: a config that was saved and read again says all defaults.
+        """
         panels = getattr(self, "panels", [])
-        inherited = {name: getattr(self, name) for name in self.model_fields_set}
+        inherited = _said(self)
         return [
             panel.model_copy(
                 update={
                     name: value
                     for name, value in inherited.items()
-                    if name in type(panel).model_fields and name not in panel.model_fields_set
+                    if name in type(panel).model_fields and name not in _said(panel)
                 }
             )
             for panel in panels
         ] or [self]
+
+
+def _said(spec: Spec) -> dict[str, Any]:
+    """The values of a spec that are not its defaults."""
+    fields = type(spec).model_fields
+    return {
+        name: value
+        for name, field in fields.items()
+        if (value := getattr(spec, name)) != field.get_default(call_default_factory=True)
+    }
 
 
 class CurvesPanel(Panel):

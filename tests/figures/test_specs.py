@@ -40,3 +40,19 @@ def test_specs_are_light():
     )
     printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert printed.strip() == "set()"
+
+
+def test_panels_inherit_also_when_the_spec_was_saved_with_all_defaults_and_read_again():
+    given = {
+        "kind": "curves",
+        "series": [{"y": "loss"}],
+        "reference": {"ln 2": 0.693},
+        "panels": [{"title": "a"}, {"series": [{"y": "accuracy"}]}],
+    }
+    once = Figure.choose(given, "figures.f")
+    again = Figure.choose(once.model_dump(mode="json"), "figures.f")
+    for spec in (once, again):
+        first, second = spec.filled_panels()
+        assert [series.y for series in first.series] == ["loss"]
+        assert [series.y for series in second.series] == ["accuracy"]
+        assert first.reference == second.reference == {"ln 2": 0.693}
