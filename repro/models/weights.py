@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -26,9 +27,11 @@ def named(model: Any) -> dict[str, np.ndarray]:
 
 
 def save_weights(path: Path, model: Any, facts: Mapping[str, str], durable: bool = True) -> None:
-    """Write the model's arrays, with `facts` (text) in the file's header."""
+    """Write the model's arrays, with `facts` as JSON in the file's header. Equal models give equal bytes."""
     tensors = {name: np.ascontiguousarray(array) for name, array in named(model).items()}
-    write_atomic(path, save(tensors, dict(facts)), durable)
+    # One entry only: safetensors writes several in random order.
+    header = {"facts": json.dumps(dict(facts), sort_keys=True)}
+    write_atomic(path, save(tensors, header), durable)
 
 
 def load_weights(path: Path, template: Model) -> Model:
