@@ -65,7 +65,7 @@ def program(
 
 
 def config(**changes: Any) -> dict[str, Any]:
-    """The config of one condition, as plain values; `training` and `sequences` are merged, others replaced."""
+    """The config of one condition, as plain values; training and sequences are merged, the rest is not."""
     base: dict[str, Any] = {
         "model": MODEL,
         "sequences": SEQUENCES,
