@@ -91,7 +91,7 @@ def stand_in(plan: Plan, store: Path, data: Any) -> Any:
 
     directory = folder(store, plan)
     write_plan(directory, plan)
-    np.savez(directory / loop.HISTORY, **invented_history(plan))
+    np.savez(directory / loop.HISTORY, **invented_history(plan))  # pyright: ignore[reportArgumentType]
     model = init(plan.model, SMALL["data"]["dim"], outputs_of(plan.model, plan.sequences, data), 5)
     saved = checkpoint_steps(plan.training)
     for step in {saved[0], saved[len(saved) // 2], saved[-1]} if len(saved) else ():
