@@ -169,3 +169,9 @@ def test_claims_name_experiments_that_exist(slug: str) -> None:
     file = claims_file.read(ROOT / "papers" / slug / "claims.yaml")
     named = {f"{slug}={experiment}" for claim in file.claims for experiment in claim.experiments}
     assert named <= set(EXPERIMENTS)
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_the_readme_of_the_paper_names_the_experiment(experiment: str) -> None:
+    slug, name = experiment.split("=")
+    assert f"`{name}`" in (ROOT / "papers" / slug / "README.md").read_text()
