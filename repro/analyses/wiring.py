@@ -81,14 +81,17 @@ def run(
 
 def composition(model: IclTransformerModel) -> Float[np.ndarray, "kind layer1_head layer0_head"]:
     """||W_O W_X|| / (||W_O|| ||W_X||) in Frobenius norms: how much of what a head of layer 0 writes a head
-    of layer 1 reads as query, key or value (X). Source: arXiv 2404.07129, appendix on wiring (Fig. 11)."""
+    of layer 1 reads as query, key or value (X); 0 if it writes or reads nothing.
+
+    Source: arXiv 2404.07129, appendix on wiring (Fig. 11).
+    """
     count, width = model.heads, model.width
     size = width // count
     writes = np.asarray(model.blocks[0].attn.out.weight, np.float64).reshape(width, count, size)
     reads = np.asarray(model.blocks[1].attn.qkv.weight, np.float64).reshape(3, count, size, width)
     through = np.einsum("xisc,cjt->xijst", reads, writes)
     scale = np.multiply.outer(_norm(reads, (2, 3)), _norm(writes, (0, 2)))
-    return _norm(through, (3, 4)) / scale
+    return _norm(through, (3, 4)) / np.where(scale > 0, scale, 1)
 
 
 def _norm(values: np.ndarray, axes: tuple[int, ...]) -> np.ndarray:
