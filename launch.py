@@ -63,7 +63,7 @@ def _run(words: list[str], root: Path) -> int:
     unique: dict[Path, Config] = {}
     for item in config.compose_all(overrides, multirun, root):
         unique.setdefault(item.directory, item)  # two ways to write one config make one run
-    configs = list(unique.values())
+    configs = config.tag_sweep(list(unique.values()))
     if show:
         return _show(configs)
     if configs[0].values["dry_run"]:
@@ -195,15 +195,9 @@ def _ask_hydra(root: Path) -> int:
 
 
 def _print_claims(directory: Path) -> None:
-    from rich.console import Console
-
     from repro import claims
 
-    verdicts = claims.load(directory)
-    # Without a terminal rich would fold everything to 80 columns.
-    width = None if sys.stdout.isatty() else 160
-    if verdicts:
-        Console(width=width).print(claims.table(verdicts))
+    claims.show_table(claims.load(directory))
 
 
 def _options(words: list[str], **defaults: str) -> tuple[list[str], dict[str, str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -190,3 +191,12 @@ def table(verdicts: Sequence[Verdict]) -> Any:
         texts = [Text(text) for text in (one.id, one.source, one.says, one.published, one.measured)]
         rows.add_row(*texts, verdict, Text(one.why))
     return rows
+
+
+def show_table(verdicts: Sequence[Verdict]) -> None:
+    """Print the verdicts, if there are any."""
+    from rich.console import Console
+
+    # Without a terminal rich would fold everything to 80 columns.
+    if verdicts:
+        Console(width=None if sys.stdout.isatty() else 160).print(table(verdicts))

@@ -147,6 +147,18 @@ def from_hydra(cfg: Any, choices: Mapping[str, str | None], overrides: Sequence[
     )
 
 
+def tag_sweep(configs: list[Config]) -> list[Config]:
+    """Give the runs of one sweep a tag of their own, so that a tracker can find them together."""
+    if len(configs) == 1:
+        return configs
+    tag = f"sweep-{identity.digest([item.hash for item in configs])[:6]}"
+    trackings = [item.values["tracking"] for item in configs]
+    return [
+        item.replaced(tracking={**tracking, "tags": [*tracking["tags"], tag]})
+        for item, tracking in zip(configs, trackings, strict=True)
+    ]
+
+
 def _compose_one(overrides: Sequence[str], root: Path) -> Config:
     import hydra
 

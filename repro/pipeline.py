@@ -6,7 +6,6 @@ the model.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
@@ -160,8 +159,4 @@ def _tell(config: Config, result: Result, verdicts: Sequence[Any]) -> None:
     print(f"\n{config.title}: {config.directory}")
     for path in sorted((config.directory / "figures").glob("*.png")):
         print(f"  figure {path}")
-    if verdicts:
-        from rich.console import Console
-
-        width = None if sys.stdout.isatty() else 140
-        Console(width=width).print(claims.table(verdicts))
+    claims.show_table(verdicts)

@@ -284,3 +284,12 @@ def test_only_overrides_that_change_the_experiment_count_as_changes(project: Pat
     assert config.compose([RUN, *same, "analysis.learning_rate=0.2"], project).changed == [
         "analysis.learning_rate=0.2"
     ]
+
+
+def test_the_runs_of_a_sweep_share_a_tag_and_keep_their_hashes(project: Path) -> None:
+    configs = config.compose_all([RUN, "seed=0,1"], multirun=True, root=project)
+    tagged = config.tag_sweep(configs)
+    tags = {tuple(item.values["tracking"]["tags"]) for item in tagged}
+    assert len(tags) == 1 and next(iter(tags))[-1].startswith("sweep-")
+    assert [item.hash for item in tagged] == [item.hash for item in configs]
+    assert config.tag_sweep(configs[:1]) == configs[:1]
