@@ -43,7 +43,8 @@ def test_order_is_that_of_the_published_list() -> None:
     kinds = [one.model_dump()["kind"] for one in resolve(ONE_OF_EACH, MODEL, 2)]
     assert kinds == [
         "preserve", "head_temperature", "graft_in", "ablate_embedding", "ablate_heads",
-        "previous_token_heads", "induction_heads", "match_heads", "forbid_previous_token", "silence_non_label", "graft_out",
+        "previous_token_heads", "induction_heads", "match_heads", "forbid_previous_token",
+        "silence_non_label", "graft_out",
     ]  # fmt: skip
     assert [one.model_dump()["kind"] for one in in_order(reversed(ONE_OF_EACH))] == kinds
 

@@ -18,6 +18,7 @@ from tests.models.small_models import from_weights, named
 
 GOLDEN = Path(__file__).parent / "golden"
 CASES = json.loads((GOLDEN / "manipulations.json").read_text())
+QUICK = {"xla_backend_optimization_level": 0}  # these programs run once
 SPEC = IclTransformer(depth=2, heads=4, width=16)
 
 
@@ -70,7 +71,7 @@ def test_compiled_query_logits_and_gradients(case: dict, golden: dict[str, np.nd
         logits = forward(model, inputs_of(golden))[0][:, 0]
         return jnp.sum(jnp.where(logits > -1e8, logits * weight, 0)), logits
 
-    gradient, logits = jax.jit(jax.grad(score, has_aux=True))(model)
+    gradient, logits = jax.jit(jax.grad(score, has_aux=True), compiler_options=QUICK)(model)
     np.testing.assert_allclose(logits, golden[f"out/{case['name']}"][:, -1], rtol=1e-5, atol=1e-5)
     gradient = named(gradient)
     largest = max(np.linalg.norm(value) for value in gradient.values())
