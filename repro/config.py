@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from repro import identity, listing
-from repro.config_values import SECRET_KEY, absolute, refuse_leaks
+from repro.config_values import SECRET_KEY, absolute, command_line_wins, refuse_leaks
 from repro.errors import UserError
 from repro.hardware import with_site
 from repro.root_specs import NOT_HASHED, ROOT_KEYS, dump, parse, suggest
@@ -117,6 +117,7 @@ def from_hydra(cfg: Any, choices: Mapping[str, str | None], overrides: Sequence[
     plain = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     assert isinstance(plain, dict)
     refuse_leaks(plain)
+    command_line_wins(plain, overrides)
     chosen = {group: choice for group, choice in choices.items() if choice is not None}
     slug, experiment = _one_paper(chosen)
     if isinstance(plain.get("hardware"), dict):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,3 +46,16 @@ def absolute(values: Any) -> Any:
         else absolute(item)
         for key, item in values.items()
     }
+
+
+def command_line_wins(values: dict[str, Any], overrides: Sequence[str]) -> None:
+    """Drop from every condition the settings of training that the command line gives: they hold for all."""
+    for line in overrides:
+        root, *path = line.lstrip("+~").split("=")[0].split(".")
+        if root != "training" or not path:
+            continue
+        for condition in (values.get("conditions") or {}).values():
+            inner = (condition or {}).get(root) or {}
+            for key in path[:-1]:
+                inner = inner.get(key) or {}
+            inner.pop(path[-1], None)

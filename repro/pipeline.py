@@ -146,7 +146,8 @@ def _facts(config: Config, specs: Mapping[str, Any], data: Any) -> dict[str, Any
     if data is None:
         return {"facts": {"subject": "paper", "data": "none", **changed}}
     kind, subject = specs["data"].kind, {"subject": "other"}
-    if data.is_published:
+    published = config.values["paper"].get("seeds")
+    if data.is_published and published in (None, config.values["seed"]):
         subject = {"subject": "paper"}
     elif kind == "gaussian":
         subject = {"subject": "embedded", "note": "Synthetic stand-in data: not the paper's."}

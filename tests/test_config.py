@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from repro import config, identity, root_specs
+from repro.config_values import command_line_wins
 from repro.errors import UserError
 
 RUN = "paper/invented=first"
@@ -293,3 +294,16 @@ def test_the_runs_of_a_sweep_share_a_tag_and_keep_their_hashes(project: Path) ->
     assert len(tags) == 1 and next(iter(tags))[-1].startswith("sweep-")
     assert [item.hash for item in tagged] == [item.hash for item in configs]
     assert config.tag_sweep(configs[:1]) == configs[:1]
+
+
+def test_training_settings_of_the_command_line_hold_for_every_condition() -> None:
+    values = {
+        "conditions": {
+            "a": {"training": {"sequences": 64, "batch": 8}},
+            "b": {"manipulations": []},
+            "c": None,
+        }
+    }
+    command_line_wins(values, ["training.sequences=32", "seed=1", "training=null"])
+    assert values["conditions"]["a"] == {"training": {"batch": 8}}
+    assert values["conditions"]["b"] == {"manipulations": []}

@@ -233,3 +233,9 @@ ORDER: tuple[type[Manipulation], ...] = (
     SilenceNonLabel,
     GraftOut,
 )
+
+
+def fingerprint(manipulation: Manipulation) -> dict[str, Any]:
+    """What of a manipulation can change a number: a graft is named by what it takes, not by where that lies."""
+    graft = isinstance(manipulation, Graft)
+    return manipulation.fingerprint() if graft else manipulation.model_dump(mode="json")

@@ -16,7 +16,7 @@ from typing import Any
 from repro.data.specs import Data, Sequences
 from repro.errors import UserError
 from repro.interventions.compatibility import resolve
-from repro.interventions.specs import Graft, Manipulation
+from repro.interventions.specs import Manipulation, fingerprint
 from repro.models.specs import IclTransformer, Model
 from repro.training.schedule import step_count
 from repro.training.specs import Training
@@ -50,7 +50,7 @@ class Plan:
             "data": self.data.fingerprint(),
             "sequences": self.sequences.fingerprint(),
             "training": self.training.model_dump(mode="json"),
-            "manipulations": [_fingerprint(item) for item in self.manipulations],
+            "manipulations": [fingerprint(item) for item in self.manipulations],
             "seed": self.seed,
         }
 
@@ -137,11 +137,6 @@ def _resolved(item: Mapping[str, Any], made: Mapping[str, Plan], store: Path) ->
     if not run.startswith(CONDITION):
         return dict(item)
     return {**item, "run": str(store / made[run.removeprefix(CONDITION)].digest())}
-
-
-def _fingerprint(item: Manipulation) -> dict[str, Any]:
-    """A graft is named by what it takes, not by where that lies."""
-    return item.fingerprint() if isinstance(item, Graft) else item.model_dump(mode="json")
 
 
 def _seeds(seed: Mapping[str, int]) -> dict[str, int]:

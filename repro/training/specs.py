@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from repro.errors import UserError
+from repro.interventions.specs import Manipulation, fingerprint
 from repro.specs import Spec
 
 Positive = Annotated[int, Field(ge=1)]
@@ -78,3 +79,11 @@ class Condition(Spec):
     sequences: dict[str, Any] = {}
     training: dict[str, Any] = {}
     seed: dict[str, int] = {}
+
+    def fingerprint(self) -> dict[str, Any]:
+        """For the run's hash: manipulations in their one spelling, grafts by what they take."""
+        plain = self.model_dump(mode="json")
+        if self.manipulations is not None:
+            chosen = [Manipulation.choose(item, "conditions.manipulations") for item in self.manipulations]
+            plain["manipulations"] = [fingerprint(item) for item in chosen]
+        return plain
