@@ -53,13 +53,21 @@ def train_all(
         if workers:
             _Pool(missing, directories, recorder, min(workers, len(missing))).run()
         else:
-            for name in missing:
-                store.train(directories[name])
+            _train_here(missing, directories)
     trained = {name: Trained(directories[name], plan, features) for name, plan in plans.items()}
     for name, run in trained.items():
         if name not in missing or not workers:
             _replay(run, recorder, name)
     return trained
+
+
+def _train_here(plans: Mapping[str, Plan], directories: Mapping[str, Path]) -> None:
+    """One after the other in this process: where there is one thread, or one GPU."""
+    with progress(sum(plan.steps for plan in plans.values()), "training", "steps") as bar:
+        before = 0
+        for name, plan in plans.items():
+            store.train(directories[name], lambda step, _, before=before: bar.set(before + step))
+            before += plan.steps
 
 
 def _check_splits(plan: Plan, features: Features | None) -> None:

@@ -7,6 +7,7 @@ log.jsonl and state.npz while training.
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -113,10 +114,10 @@ def is_done(directory: Path) -> bool:
     return (directory / loop.HISTORY).exists()
 
 
-def train(directory: Path) -> None:
+def train(directory: Path, progress: Callable[[int, int], None] = lambda step, total: None) -> None:
     """Train the plan that is written in a folder of the store, or go on with it; nothing if it is done.
 
-    Another process that trains it is waited for.
+    Another process that trains it is waited for. progress: told the step and the number of steps.
     """
     plan = Plan.from_json((directory / PLAN).read_text())
     run = RunDirectory(directory)
@@ -150,6 +151,10 @@ def train(directory: Path) -> None:
             path = checkpoint_path(directory, sequences)
             save_weights(path, program.model(weights), facts, durable=sequences == end)
 
+        def show(step: int, total: int) -> None:
+            run.set_status("running", step=step, total=total)
+            progress(step, total)
+
         with Recorder(directory) as recorder:
             loop.run(
                 program,
@@ -157,7 +162,7 @@ def train(directory: Path) -> None:
                 directory,
                 lambda steps, columns: recorder.many(steps, columns),
                 save_checkpoint,
-                lambda step, total: run.set_status("running", step=step, total=total),
+                show,
             )
         run.set_status("done")
 
