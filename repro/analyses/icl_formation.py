@@ -41,7 +41,7 @@ def run(
     result = curves(trained, spec.thresholds, PLATEAU)
     sequences = training_sequences(trained.plan.sequences, data, spec.sequences)
     saved = nearest(trained.checkpoints, spec.checkpoints)
-    measured, take = [], measure(trained, None, sequences, scores=True)
+    measured, take = [], measure(trained, None, sequences, scores=True, models=len(saved))
     with progress(len(saved), "head strengths", "checkpoints") as bar:
         for at in saved:
             measured.append(take(trained.model(at)))
