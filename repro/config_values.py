@@ -48,7 +48,7 @@ def absolute(values: Any) -> Any:
     }
 
 
-def command_line_wins(values: dict[str, Any], overrides: Sequence[str]) -> None:
+def command_line_wins(values: Any, overrides: Sequence[str]) -> None:
     """Drop from every condition the settings of training that the command line gives: they hold for all."""
     for line in overrides:
         root, *path = line.lstrip("+~").split("=")[0].split(".")

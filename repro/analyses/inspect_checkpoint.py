@@ -31,10 +31,10 @@ def run(
     measured = measure(trained, listed, sequences, scores=True)(trained.model(spec.checkpoint))
     targets = sequences.labels[:, -1]
     labels = sorted(set(targets.tolist()))
-    by_label = {"label": labels}
+    by_label: dict[str, Any] = {"label": labels}
     assert measured.induction is not None and measured.previous_token is not None
     depth, heads = measured.induction.shape
-    places = {"layer": list(range(depth)), "head": list(range(heads))}
+    places: dict[str, Any] = {"layer": list(range(depth)), "head": list(range(heads))}
     used = trained.plan.manipulations if listed is None else listed
     return Result(
         {
