@@ -225,7 +225,7 @@ class PrefixPass:
         def branch(model: IclTransformerModel, made: Any, box: Box) -> tuple[Any, ...]:
             places = positions(model)
 
-            def chunk(box: Box) -> tuple[Any, ...]:
+            def chunk(box: Any) -> tuple[Any, ...]:  # a Box, without its axis of chunks
                 cache = _gathered(made, [one[None, None] for one in box.ancestors], model)
                 new, _, _ = places[-3](box.pivot[None, None], cache)
                 cache = [[*cache[i], one] for i, one in enumerate(new)]
@@ -234,6 +234,7 @@ class PrefixPass:
                 cache = [[*cache[i], one] for i, one in enumerate(new)]
                 _, patterns, x = places[-1](box.query, cache)
                 induction = [jnp.sum((one[1] - one[3]) * box.sign, axis=(1, 2)) for one in patterns]
+                assert x is not None
                 read = logits(model, x)
                 return (
                     cross_entropy(read, box.target),
@@ -252,7 +253,7 @@ class PrefixPass:
         parts = [[np.asarray(one) for one in self._branch(model, made, box)] for box in self._boxes]
         loss, predicted = (np.concatenate([part[i].ravel() for part in parts])[self._place] for i in (0, 1))
         induction, previous = (
-            sum(part[i].sum(axis=(0, 3), dtype=np.float64) for part in parts) for i in (2, 3)
+            np.sum([part[i].sum(axis=(0, 3), dtype=np.float64) for part in parts], axis=0) for i in (2, 3)
         )
         previous = (previous + np.asarray(trunk, np.float64)) / self._contexts
         return PrefixScores(loss, predicted, induction / self._count, previous / self._count)
