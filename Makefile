@@ -8,6 +8,8 @@ PYTHON ?= python3
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.repro-installed
 RUNS ?= runs
+# One process a core; a file stays in one process, so what it compiles is compiled once.
+PARALLEL ?= -n auto --dist loadfile
 PAPERS := $(filter-out TEMPLATE,$(notdir $(patsubst %/,%,$(wildcard papers/*/))))
 CHOICES := $(if $(MODEL),model=$(MODEL)) $(if $(DATA),data=$(DATA)) $(if $(HARDWARE),hardware=$(HARDWARE)) \
            $(if $(TRACKING),tracking=$(TRACKING)) runs_dir=$(RUNS) $(ARGS)
@@ -54,16 +56,16 @@ smoke: $(STAMP) ## the tiny twin of every paper, CPU, under a minute each
 	    tracking=disabled runs_dir=$(RUNS)/smoke $(ARGS) || code=$$?; done; exit $$code
 
 test: $(STAMP) ## the tests, without the slow ones
-	$(PY) -m pytest -m 'not slow and not slurm' $(ARGS)
+	$(PY) -m pytest $(PARALLEL) -m 'not slow and not slurm' $(ARGS)
 
 test-slow: $(STAMP) ## the slow tests
-	$(PY) -m pytest -m 'slow and not slurm' $(ARGS)
+	$(PY) -m pytest $(PARALLEL) -m 'slow and not slurm' $(ARGS)
 
 check: $(STAMP) ## what CI checks: ruff, pyright, pytest
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m pyright --pythonpath $(PY)
-	$(PY) -m pytest -m 'not slow and not slurm'
+	$(PY) -m pytest $(PARALLEL) -m 'not slow and not slurm'
 
 format: $(STAMP) ## ruff's fixes and formatting
 	$(PY) -m ruff check --fix .

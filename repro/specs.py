@@ -52,9 +52,8 @@ class Family(Spec):
         """Find the member that `mapping["kind"]` names and check the mapping against it."""
         kinds, kind = cls.kinds(), mapping.get("kind")
         if not isinstance(kind, str) or kind not in kinds:
-            raise UserError(
-                f"{where}.kind: got {kind!r}{_closest(str(kind), kinds)}. Valid choices: {', '.join(sorted(kinds))}"
-            )
+            near, valid = _closest(str(kind), kinds), ", ".join(sorted(kinds))
+            raise UserError(f"{where}.kind: got {kind!r}{near}. Valid choices: {valid}")
         return kinds[kind].parse(mapping, where)
 
 

@@ -34,8 +34,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "config": {"config_values", "identity", "root_specs", "hardware", "listing"},
     "aggregation": {"config"},
     "listing": set(),
-    "pipeline": {"config", "root_specs", "hardware", "aggregation", "claims", "tracking", "models", "data", "training",
-                 "interventions", "analyses", "figures", "report"},
+    "pipeline": {"config", "root_specs", "hardware", "aggregation", "claims", "tracking", "models", "data",
+                 "training", "interventions", "analyses", "figures", "report"},
     "workers": {"pipeline", "config", "hardware"},
     "cluster": {"workers", "config", "hardware"},
 }  # fmt: skip

@@ -49,9 +49,9 @@ def run(
     strength = np.stack([one.induction for one in measured])  # type: ignore[misc]
     previous = np.stack([one.previous_token for one in measured])  # type: ignore[misc]
     layers, heads = range(strength.shape[1]), range(strength.shape[2])
-    along = {"checkpoint": saved}
-    every = {**along, "layer": list(layers), "head": list(heads)}
-    last = {"head": [f"{layers[-1]}:{head}" for head in heads]}
+    along: dict[str, Any] = {"checkpoint": saved}
+    every: dict[str, Any] = {**along, "layer": list(layers), "head": list(heads)}
+    last: dict[str, Any] = {"head": [f"{layers[-1]}:{head}" for head in heads]}
     result.arrays.update(
         checkpoint_sequences=NamedArray(np.asarray(saved), along, "sequence"),
         checkpoint_loss=NamedArray(np.array([one.mean_loss for one in measured]), along, "nat"),

@@ -43,9 +43,9 @@ def run(
             "sequences": float(len(sequences)),
             "checkpoint": float(trained.checkpoints[-1] if spec.checkpoint == "last" else spec.checkpoint),
             **{
-                f"strength.{l}:{h}": float(measured.induction[l, h])
-                for l in range(depth)
-                for h in range(heads)
+                f"strength.{layer}:{head}": float(measured.induction[layer, head])
+                for layer in range(depth)
+                for head in range(heads)
             },
         },
         {

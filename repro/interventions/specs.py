@@ -236,6 +236,6 @@ ORDER: tuple[type[Manipulation], ...] = (
 
 
 def fingerprint(manipulation: Manipulation) -> dict[str, Any]:
-    """What of a manipulation can change a number: a graft is named by what it takes, not by where that lies."""
+    """What of a manipulation can change a number: grafts are named by what they take, not where it is."""
     graft = isinstance(manipulation, Graft)
     return manipulation.fingerprint() if graft else manipulation.model_dump(mode="json")
