@@ -11,6 +11,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import submitit  # noqa: F401  (early: its import resets logging, and absl, which optax loads, then closes pytest's files)
 
 ROOT = Path(__file__).resolve().parent.parent
 
