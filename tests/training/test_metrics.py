@@ -43,7 +43,10 @@ def by_hand(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
 
 
 def compare(logits: np.ndarray, labels: np.ndarray) -> dict[str, np.ndarray]:
-    got = {name: np.asarray(value) for name, value in query_metrics(logits, jnp.asarray(labels)).items()}
+    got = {
+        name: np.asarray(value)
+        for name, value in query_metrics(jnp.asarray(logits), jnp.asarray(labels)).items()
+    }
     assert tuple(got) == METRICS
     for row in range(len(logits)):
         for metric, value in by_hand(logits[row], labels[row]).items():
@@ -88,7 +91,7 @@ def test_cross_entropy_of_equal_logits_is_the_log_of_their_number() -> None:
 
 @pytest.mark.parametrize("shift", [-1000.0, 1000.0])
 def test_adding_a_constant_changes_nothing(shift: float) -> None:
-    plain = query_metrics(LOGITS, jnp.asarray(LABELS))
-    moved = query_metrics(LOGITS + np.float32(shift), jnp.asarray(LABELS))
+    plain = query_metrics(jnp.asarray(LOGITS), jnp.asarray(LABELS))
+    moved = query_metrics(jnp.asarray(LOGITS) + np.float32(shift), jnp.asarray(LABELS))
     for name in METRICS:
         np.testing.assert_allclose(moved[name], plain[name], atol=5e-4)
