@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 
 import numpy as np
@@ -25,7 +26,9 @@ def figure(spec: Table, results: Sequence[Result], labels: Sequence[str]) -> Can
         max(len(line) for row in rows for line in row[index].split("\n")) for index in range(len(rows[0]))
     ]
     inches = [LETTER_INCHES * width + 0.25 for width in widths]
-    size = (sum(inches) + 0.1, ROW_INCHES * len(rows) + (0.35 if spec.title else 0.1))
+    title = textwrap.wrap(spec.title, max(int(sum(inches) / LETTER_INCHES), 24))
+    spec = spec.model_copy(update={"title": "\n".join(title)})
+    size = (sum(inches) + 0.1, ROW_INCHES * len(rows) + 0.1 + 0.25 * len(title))
     canvas, (place,) = style.grid(spec.model_copy(update={"size": None}), 1, size)
     _draw(place, spec, rows, np.array(inches) / sum(inches))
     return canvas
