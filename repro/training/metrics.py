@@ -24,8 +24,8 @@ METRICS = tuple(UNITS)
 
 
 def cross_entropy(
-    logits: Float[Array, "batch output"], target: Int[Array, " batch"]
-) -> Float[Array, " batch"]:
+    logits: Float[Array, "*batch output"], target: Int[Array, "*batch"]
+) -> Float[Array, "*batch"]:
     """-log softmax(logits)[target], in nats; 0 for a target that is not an output."""
     one_hot = jax.nn.one_hot(target, logits.shape[-1], dtype=logits.dtype)
     return -jnp.sum(jax.nn.log_softmax(logits) * one_hot, axis=-1)

@@ -120,19 +120,19 @@ def build(
         return (weights, adam), value, norm
 
     @jit
-    def run_steps(weights: Any, adam: Any, batches: Batch, count: Any) -> tuple[Any, Stretch]:
+    def run_steps(weights: Any, adam: Any, chain: Any, batches: Batch, count: Any) -> tuple[State, Stretch]:
         def body(i: Any, carry: tuple[Any, Stretch]) -> tuple[Any, Stretch]:
             trained, record = carry
             trained, value, norm = step(trained, jax.tree.map(lambda array: array[i], batches))
             return trained, Stretch(record.loss.at[i].set(value), record.grad_norm.at[i].set(norm))
 
         empty = Stretch(jnp.zeros(longest), jnp.zeros(longest))
-        return jax.lax.fori_loop(0, count, body, ((weights, adam), empty))
+        trained, record = jax.lax.fori_loop(0, count, body, ((weights, adam), empty))
+        return State(*trained, chain[count]), record
 
     def advance(state: State, count: int) -> tuple[State, Stretch]:
         chain, batches = draw(state.data_key)
-        (weights, adam), record = run_steps(state.weights, state.adam, batches, count)
-        return State(weights, adam, chain[count]), record
+        return run_steps(state.weights, state.adam, chain, batches, count)
 
     sets = evaluation_inputs(evaluation_batches(sequences, features, seeds.eval), values)
 
@@ -146,7 +146,7 @@ def build(
         return means
 
     evaluate_compiled = jit(evaluate)
-    return Program(start, advance, lambda weights: evaluate_compiled(weights, sets), rebuild, longest)
+    return Program(start, advance, lambda weights: evaluate_compiled(weights, sets), jit(rebuild), longest)
 
 
 def _decay(coefficient: float, model: IclTransformerModel) -> Float[Array, ""]:
