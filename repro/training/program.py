@@ -146,7 +146,9 @@ def build(
         return means
 
     evaluate_compiled = jit(evaluate)
-    return Program(start, advance, lambda weights: evaluate_compiled(weights, sets), jit(rebuild), longest)
+    return Program(
+        start, advance, lambda weights: evaluate_compiled(weights, sets), jax.jit(rebuild), longest
+    )
 
 
 def _decay(coefficient: float, model: IclTransformerModel) -> Float[Array, ""]:
