@@ -65,6 +65,12 @@ class PaperSummary:
         return Counter(verdict.verdict for verdict, _ in self.claims)
 
     @property
+    def on_embedded(self) -> int:
+        """How many of the claims judged either way were judged on an embedded default."""
+        judged = [run for verdict, run in self.claims if verdict.verdict != NOT_RUN]
+        return sum(run is not None and run.embedded for run in judged)
+
+    @property
     def finished(self) -> list[RunSummary]:
         return [run for run in self.runs if run.done]
 

@@ -28,11 +28,14 @@ def write(papers: Sequence[PaperSummary], folder: Path) -> str:
 
 
 def _overview(papers: Sequence[PaperSummary]) -> list[str]:
-    head = ["| paper | reproduced | not reproduced | not run | runs |", "|---|---|---|---|---|"]
+    head = [
+        "| paper | reproduced | not reproduced | not run | judged on embedded stand-ins | runs |",
+        "|---|---|---|---|---|---|",
+    ]
     rows = []
     for paper in papers:
         counts = [paper.counts[verdict] for verdict in (REPRODUCED, NOT_REPRODUCED, NOT_RUN)]
-        rows.append(_row([paper.title, *counts, len(paper.finished)]))
+        rows.append(_row([paper.title, *counts, paper.on_embedded, len(paper.finished)]))
     return head + rows
 
 

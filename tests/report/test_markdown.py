@@ -18,7 +18,7 @@ def test_claims_numbers_and_figures(tmp_path):
     write_claims(tmp_path)
     save_run(tmp_path, "aaaaaaaaaaaa", loss=0.01, subject="paper")
     text = text_of(tmp_path)
-    assert "| A demonstration | 1 | 0 | 1 | 1 |" in text
+    assert "| A demonstration | 1 | 0 | 1 | 0 | 1 |" in text
     assert "| loss | 0.01 |" in text and "seed: {init: 5}" in text and "* kept: a & b" in text
     assert "run: python launch.py paper/demo=other data=natural" in text
     (link,) = re.findall(r"!\[.*?\]\((.*?)\)", text)
@@ -37,3 +37,4 @@ def test_embedded_runs_are_marked(tmp_path):
     save_run(tmp_path, "aaaaaaaaaaaa", loss=0.01, subject="embedded")
     text = text_of(tmp_path)
     assert EMBEDDED in text and "(embedded) |" in text
+    assert "| A demonstration | 1 | 0 | 1 | 1 | 1 |" in text
