@@ -127,8 +127,8 @@ def build(
             return trained, Stretch(record.loss.at[i].set(value), record.grad_norm.at[i].set(norm))
 
         empty = Stretch(jnp.zeros(longest), jnp.zeros(longest))
-        trained, record = jax.lax.fori_loop(0, count, body, ((weights, adam), empty))
-        return State(*trained, chain[count]), record
+        (weights, adam), record = jax.lax.fori_loop(0, count, body, ((weights, adam), empty))
+        return State(weights, adam, chain[count]), record
 
     def advance(state: State, count: int) -> tuple[State, Stretch]:
         chain, batches = draw(state.data_key)
@@ -136,6 +136,18 @@ def build(
 
     sets = evaluation_inputs(evaluation_batches(sequences, features, seeds.eval), values)
 
+    evaluate = _evaluator(rebuild, forward, sets)
+    return Program(start, advance, evaluate, jax.jit(rebuild), longest)
+
+
+def _evaluator(
+    rebuild: Callable[[Float[Array, " parameter"]], IclTransformerModel],
+    forward: Forward,
+    sets: dict[str, EvaluationSet],
+) -> Callable[[Float[Array, " parameter"]], Evaluation]:
+    """All metrics of all evaluators, as one compiled function of the weights."""
+
+    @jit
     def evaluate(weights: Float[Array, " parameter"], sets: dict[str, EvaluationSet]) -> Evaluation:
         trained = rebuild(weights)
         means = {}
@@ -145,10 +157,8 @@ def build(
             means[name] = {metric: jnp.mean(value) for metric, value in measured.items()}
         return means
 
-    evaluate_compiled = jit(evaluate)
-    return Program(
-        start, advance, lambda weights: evaluate_compiled(weights, sets), jax.jit(rebuild), longest
-    )
+    # The sequences are an argument, not a constant that the compiler would try to fold.
+    return lambda weights: evaluate(weights, sets)
 
 
 def _decay(coefficient: float, model: IclTransformerModel) -> Float[Array, ""]:
