@@ -40,7 +40,8 @@ _PAGE = """<!doctype html>
 <body>
 <h1>Papers, claims and results</h1>
 <table>
-<tr><th>paper</th>{% for verdict in verdicts %}<th>{{ verdict }}</th>{% endfor %}<th>judged on embedded stand-ins</th><th>runs</th></tr>
+<tr><th>paper</th>{% for verdict in verdicts %}<th>{{ verdict }}</th>{% endfor %}
+<th>judged on embedded stand-ins</th><th>runs</th></tr>
 {%- for paper in papers %}
 <tr><td><a href="#{{ paper.slug }}">{{ paper.title }}</a></td>
 {%- for verdict in verdicts %}<td class="number">{{ paper.counts[verdict] }}</td>{% endfor -%}
