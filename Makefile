@@ -1,5 +1,6 @@
 # `make help` lists the targets. Each sets up what it needs: a virtual environment with everything installed.
 #   make <paper> MODEL=... DATA=... HARDWARE=... ARGS="seed=0,1,2"     all experiments of one paper, then its claims
+#   BOX=DIR is where slurm-up puts its cluster.
 #   VENV=DIR uses (or makes) that environment, PYTHON=python3.12 makes it with that interpreter.
 
 SHELL := /bin/bash
@@ -8,6 +9,7 @@ PYTHON ?= python3
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.repro-installed
 RUNS ?= runs
+BOX ?= .slurm
 # One process a core; a file stays in one process, so what it compiles is compiled once.
 PARALLEL ?= -n auto --dist loadfile
 PAPERS := $(filter-out TEMPLATE,$(notdir $(patsubst %/,%,$(wildcard papers/*/))))
@@ -15,7 +17,7 @@ CHOICES := $(if $(MODEL),model=$(MODEL)) $(if $(DATA),data=$(DATA)) $(if $(HARDW
            $(if $(TRACKING),tracking=$(TRACKING)) runs_dir=$(RUNS) $(ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce papers report publish test test-slow check format smoke bench clean $(PAPERS)
+.PHONY: help setup reproduce papers report publish test test-slow test-slurm slurm-up slurm-down check format smoke bench clean $(PAPERS)
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | awk -F'\t' '{printf "  %-12s %s\n", $$1, $$2}'
@@ -60,6 +62,15 @@ test: $(STAMP) ## the tests, without the slow ones
 
 test-slow: $(STAMP) ## the slow tests
 	$(PY) -m pytest $(PARALLEL) -m 'slow and not slurm' $(ARGS)
+
+test-slurm: $(STAMP) ## the tests on a real SLURM (Debian: apt-get install slurm-wlm)
+	$(PY) tests/slurm/box.py inside $(PY) -m pytest -m slurm tests/slurm $(ARGS)
+
+slurm-up: ## a throw-away SLURM on this machine; eval "$$(make -s slurm-up)" makes the shell use it
+	@$(PYTHON) tests/slurm/box.py up $(BOX)
+
+slurm-down: ## stop it with all its jobs, and remove its directory, also after a crash
+	@$(PYTHON) tests/slurm/box.py down $(BOX)
 
 check: $(STAMP) ## what CI checks: ruff, pyright, pytest
 	$(PY) -m ruff check .
