@@ -66,7 +66,7 @@ test-slow: $(STAMP) ## the slow tests
 test-slurm: $(STAMP) ## the tests on a real SLURM (Debian: apt-get install slurm-wlm)
 	$(PY) tests/slurm/box.py inside $(PY) -m pytest -m slurm tests/slurm $(ARGS)
 
-slurm-up: ## a throw-away SLURM on this machine; eval "$$(make -s slurm-up)" makes the shell use it
+slurm-up: ## a throw-away SLURM on this machine, for trying things out
 	@$(PYTHON) tests/slurm/box.py up $(BOX)
 
 slurm-down: ## stop it with all its jobs, and remove its directory, also after a crash

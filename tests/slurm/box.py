@@ -312,13 +312,14 @@ def main(words: list[str]) -> int:
     try:
         if verb == "inside" and rest:
             inside(rest)
-        box = Box(*rest[:1])
+        box = Box(rest[0] if rest else DEFAULT)
         if verb == "up":
             box.up()
             print(
-                '# SLURM is up. To use it in this shell: eval "$(make -s slurm-up)"; to stop it: make slurm-down'
+                '# SLURM is up. This shell uses it after: eval "$(make -s slurm-up)". Stop it: make slurm-down'
             )
-            print("export " + " ".join(f"{key}={shlex.quote(value)}" for key, value in box.variables.items()))
+            own = {name: shlex.quote(str(box.directory / name)) for name in ("slurm.conf", "bin")}
+            print(f"export SLURM_CONF={own['slurm.conf']} PATH={own['bin']}:$PATH:{SYSTEM_PATH}")
         elif verb == "down":
             box.down()
         elif verb == "status":
