@@ -11,7 +11,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from repro import aggregation, claims, results, root_specs, tracking
+from repro import aggregation, claims, planned, results, root_specs, tracking
 from repro.config import Config
 from repro.errors import UserError
 from repro.hardware import Hardware, cpu_count
@@ -20,7 +20,6 @@ from repro.results import Result
 from repro.run_directory import RunDirectory, follow_progress
 
 PAPERS = Path(__file__).resolve().parent.parent / "papers"
-TRAINED = "trained"
 
 
 def run(config: Config) -> int:
@@ -33,7 +32,7 @@ def run(config: Config) -> int:
     ) as work:  # fmt: skip
         if not work:
             return 0
-        plans = _plans(config, specs)
+        plans = planned.plans(config, specs)
         with tracking.start(values, directory.path, last_step=_last_step(plans)) as tracker:
             listeners = [tracker.log_rows, follow_progress(directory, _total_steps(plans))]
             with Recorder(directory.path, listeners) as record:
@@ -87,20 +86,6 @@ def draw(
     return [path for path in drawn if path.suffix == ".png"]
 
 
-def _plans(config: Config, specs: Mapping[str, Any]) -> dict[str, Any]:
-    """The training runs of every condition; none where the model is loaded or the experiment has its own."""
-    if specs["training"] is None or not specs["analysis"].trains:
-        return {}
-    from repro.training.plans import plans
-
-    named = specs["conditions"] and config.values["conditions"]
-    wanted = {
-        name: root_specs.condition_values(config.values, condition or {})
-        for name, condition in (named or {"": {}}).items()
-    }
-    return plans(wanted, specs["data"], _store(config))
-
-
 def _subject(
     config: Config, specs: Mapping[str, Any], plans: Mapping[str, Any], record: Recorder, data: Any,
     directory: RunDirectory,
@@ -112,17 +97,13 @@ def _subject(
         if data is None:
             raise UserError("data: training needs features, got data=none. Valid choices: data=gaussian, ...")
         workers = _training_workers(Hardware.parse(config.values["hardware"], "hardware"))
-        trained = train_all(plans, _store(config), record, workers, data)
+        trained = train_all(plans, planned.store(config), record, workers, data)
         directory.note(trained={name: str(run.directory) for name, run in trained.items()})
         for name, run in trained.items():
             run.copy_last(directory.path / "checkpoints" / f"{name or 'model'}.safetensors")
         return trained
     module = specs["model"].module if specs["model"] is not None else ""
     return import_module(module).load(specs["model"], config.values["hardware"]) if module else None
-
-
-def _store(config: Config) -> Path:
-    return Path(config.values["runs_dir"], TRAINED)
 
 
 def _training_workers(hardware: Hardware) -> int:

@@ -34,8 +34,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "config": {"config_values", "identity", "root_specs", "hardware", "listing"},
     "aggregation": {"config"},
     "listing": set(),
-    "pipeline": {"config", "root_specs", "hardware", "aggregation", "claims", "tracking", "models", "data",
-                 "training", "interventions", "analyses", "figures", "report"},
+    "planned": {"config", "root_specs", "training"},
+    "pipeline": {"config", "root_specs", "hardware", "planned", "aggregation", "claims", "tracking", "models",
+                 "data", "training", "interventions", "analyses", "figures", "report"},
     "workers": {"pipeline", "config", "hardware"},
     "cluster": {"workers", "config", "hardware"},
 }  # fmt: skip
