@@ -315,9 +315,7 @@ def main(words: list[str]) -> int:
         box = Box(rest[0] if rest else DEFAULT)
         if verb == "up":
             box.up()
-            print(
-                '# SLURM is up. This shell uses it after: eval "$(make -s slurm-up)". Stop it: make slurm-down'
-            )
+            print('# SLURM is up. A shell uses it after eval "$(make -s slurm-up)"; make slurm-down ends it')
             own = {name: shlex.quote(str(box.directory / name)) for name in ("slurm.conf", "bin")}
             print(f"export SLURM_CONF={own['slurm.conf']} PATH={own['bin']}:$PATH:{SYSTEM_PATH}")
         elif verb == "down":
