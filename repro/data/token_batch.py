@@ -28,7 +28,8 @@ class TokenBatch:
                 "token batch: tokens and mask must have one shape (row, column);"
                 f" got {tuple(self.tokens.shape)} and {tuple(self.mask.shape)}"
             )
-        if self.tokens.is_floating_point() or self.tokens.dtype == torch.bool or self.mask.dtype != torch.bool:
+        floats = self.tokens.is_floating_point() or self.tokens.dtype == torch.bool
+        if floats or self.mask.dtype != torch.bool:
             raise UserError(
                 "token batch: tokens must be integers and the mask booleans;"
                 f" got {self.tokens.dtype} and {self.mask.dtype}"
