@@ -1,22 +1,26 @@
-"""Where features come from, and how in-context sequences are made of them: the typed config.
+"""Which data a run uses: features and the sequences made of them, prompts, tokens. The typed config.
 
 Everything that can be checked without reading data is checked here, before JAX is imported.
 """
 
 from __future__ import annotations
 
-import hashlib
-from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from repro.data.base_specs import Data as Data
+from repro.data.base_specs import sha256_of as sha256_of
 from repro.data.sequence_specs import Evaluator as Evaluator
 from repro.data.sequence_specs import Natural, Positive
 from repro.data.sequence_specs import Sequences as Sequences
 from repro.data.sequence_specs import TrainSampler as TrainSampler
+from repro.data.text_specs import Ioi as Ioi
+from repro.data.text_specs import IoiRemix as IoiRemix
+from repro.data.text_specs import IoiToy as IoiToy
+from repro.data.text_specs import RandomTokens as RandomTokens
+from repro.data.text_specs import TokenPairs as TokenPairs
 from repro.errors import UserError
-from repro.specs import Family
 
 PUBLISHED_URL = (
     "https://github.com/aadityasingh/icl-dynamics/raw/main/omniglot_resnet18_randomized_order_s0.h5"
@@ -29,37 +33,6 @@ OMNIGLOT_SHA256 = {
     "images_background.zip": "ad41ab679c8b5d90b271ef46be6987cc81211774a695c29dcc5367b2b26ee640",
     "images_evaluation.zip": "1f61a8f3366785b057fc117d9228e78a16e3d976c8953b2a10fcc74cf0609cee",
 }
-
-
-def sha256_of(path: str | Path) -> str:
-    """Checksum of a file, or of all files (name and content) of a folder.
-
-    Raises `UserError` if there is nothing at `path` or it cannot be read.
-    """
-    path, digest = Path(path).expanduser(), hashlib.sha256()
-    try:
-        if path.is_dir():
-            for file in sorted(item for item in path.rglob("*") if item.is_file()):
-                digest.update(f"{file.relative_to(path)}\0{sha256_of(file)}\0".encode())
-            return digest.hexdigest()
-        with path.open("rb") as stream:
-            return hashlib.file_digest(stream, "sha256").hexdigest()
-    except FileNotFoundError:
-        raise UserError(f"data.path: no such file: {path.absolute()}. Give data.path=FILE") from None
-    except OSError as error:
-        raise UserError(f"data.path: cannot read {path.absolute()}: {error.strerror}") from None
-
-
-class Data(Family):
-    """A source of features: one vector for each (class, exemplar)."""
-
-    def fingerprint(self) -> dict[str, Any]:
-        """What of this choice can change a number: files by checksum, not by name. For the run's hash."""
-        return self.model_dump(mode="json")
-
-    def _without_places(self, sha256: Any) -> dict[str, Any]:
-        places = {"path", "url", "cache", "sha256", "accept_checksum"}
-        return {**self.model_dump(mode="json", exclude=places), "sha256": sha256}
 
 
 class Gaussian(Data):
