@@ -7,6 +7,7 @@ so a run that is killed and started again ends with the same weights, bit for bi
 from __future__ import annotations
 
 import io
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,14 +16,16 @@ from typing import Any
 import jax
 import numpy as np
 
+from repro import stopping
 from repro.results import write_atomic
 from repro.training import optimizer
+from repro.training.places import HISTORY
 from repro.training.program import Program, State
 from repro.training.schedule import checkpoint_steps, evaluation_steps, step_count
 from repro.training.specs import Training
 
-STATE, HISTORY = "state.npz", "history.npz"
-SAVE_SECONDS = 15.0
+STATE = "state.npz"
+SAVE_SECONDS = float(os.environ.get("REPRO_SAVE_SECONDS") or 15.0)
 # So that a run without evaluations still shows its progress, and drawn batches stay small in memory.
 LONGEST_STRETCH = 512
 
@@ -56,6 +59,7 @@ def run(
 
     log: is told every row (steps; columns, NaN where there is no value), from the start also when
     the run goes on. save_checkpoint: takes sequences seen and the weights vector.
+    Raises `stopping.Stopped` after saving when the process is asked to stop.
     """
     state, history, step = _restore(program, directory)
     log_history(history, log, training.batch)
@@ -80,9 +84,12 @@ def run(
         log(np.arange(step + 1, step + count + 1), _step_columns(step, loss, norm, training.batch))
         step += count
         progress(step, total)
-        if time.monotonic() - saved > SAVE_SECONDS:
+        if stopping.asked() or time.monotonic() - saved > SAVE_SECONDS:
             _save(directory / STATE, history, state, step)
             saved = time.monotonic()
+            stopping.saved()
+            if stopping.asked() == "stop":
+                raise stopping.Stopped
     _save(directory / HISTORY, history)
     (directory / STATE).unlink(missing_ok=True)
 
