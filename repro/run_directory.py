@@ -252,13 +252,30 @@ class RunDirectory:
             log.warning("%s", second)
 
 
+class Pace:
+    """Seconds left at the pace since the first report, so that what was done before does not count."""
+
+    def __init__(self) -> None:
+        self._first: tuple[float, int] | None = None
+
+    def eta(self, step: int, total: int) -> float | None:
+        """None where nothing can be said yet."""
+        if self._first is None:
+            self._first = (time.monotonic(), step)
+        then, first = self._first
+        return round((time.monotonic() - then) / (step - first) * (total - step), 1) if step > first else None
+
+
 def follow_progress(run: RunDirectory, total: int) -> Callable[..., None]:
-    """A recorder's listener that keeps step and total of status.json true, summed over conditions."""
+    """A recorder's listener that keeps step, total and ETA of status.json true, summed over conditions."""
     at: dict[str, int] = {}
+    pace = Pace()
 
     def listen(steps: Any, columns: Mapping[str, Any], condition: str) -> None:
         at[condition] = max(at.get(condition, 0), int(max(steps)))
-        run.set_status("running", step=min(sum(at.values()), total) if total else None, total=total or None)
+        step = min(sum(at.values()), total) if total else None
+        eta = None if step is None else pace.eta(step, total)
+        run.set_status("running", step=step, total=total or None, eta=eta)
 
     return listen
 

@@ -23,6 +23,7 @@ from typing import Any, Self
 
 import numpy as np
 
+from repro import stopping
 from repro.claims import Verdict
 from repro.results import encode_number
 from repro.thinning import Thinner
@@ -79,7 +80,8 @@ class Tracker(NoTracker):
         self._ended = False
         self._complete = False
         try:
-            with open(Path(settings["directory"]) / "wandb" / "process.log", "ab") as words:
+            # SLURM signals every process of a job, and W&B would lose what it has not yet written.
+            with open(Path(settings["directory"]) / "wandb" / "process.log", "ab") as words, stopping.held():
                 self._process = subprocess.Popen(
                     [sys.executable, "-c", _CHILD],
                     stdin=subprocess.PIPE,
@@ -144,6 +146,8 @@ class Tracker(NoTracker):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if isinstance(error, stopping.Stopped):
+            self.preempting()
         code = (
             error.code
             if isinstance(error, SystemExit) and isinstance(error.code, int)

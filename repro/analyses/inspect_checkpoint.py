@@ -14,7 +14,8 @@ from repro.data.features import Features
 from repro.errors import UserError
 from repro.interventions.compatibility import resolve
 from repro.results import NamedArray, Result, read_json
-from repro.training.store import PLAN, Trained
+from repro.training.places import PLAN
+from repro.training.store import Trained
 
 
 def run(

@@ -9,15 +9,17 @@ import sys
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 
+from repro import stopping
 from repro.data.features import Features
 from repro.data.splits import class_ranges, exemplar_ranges
 from repro.errors import UserError
 from repro.progress import Progress, progress
 from repro.recorder import Recorder, Tail
-from repro.training import loop, store
+from repro.training import loop, places, store
 from repro.training.plans import Plan
 from repro.training.schedule import step_count
 from repro.training.store import Trained
@@ -41,14 +43,14 @@ def train_all(
     """
     for plan in plans.values():
         _check_splits(plan, features)
-    directories = {name: store.folder(folder, plan) for name, plan in plans.items()}
+    directories = {name: places.folder(folder, plan) for name, plan in plans.items()}
     # Conditions that come to the same plan are trained once, under the name of the first of them.
     first: dict[Path, str] = {}
     for name, directory in directories.items():
         first.setdefault(directory, name)
-    missing = {name: plans[name] for directory, name in first.items() if not store.is_done(directory)}
+    missing = {name: plans[name] for directory, name in first.items() if not places.is_done(directory)}
     for name, plan in missing.items():
-        store.write_plan(directories[name], plan)
+        places.write_plan(directories[name], plan)
     if missing:
         if workers:
             _Pool(missing, directories, recorder, min(workers, len(missing))).run()
@@ -133,25 +135,36 @@ class _Pool:
             "OMP_NUM_THREADS": "1",
             "PYTHONPATH": os.pathsep.join(sys.path),
         }
-        process = subprocess.Popen(
-            [sys.executable, "-u", "-m", "repro.training.worker"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            env=environment,
-            text=True,
-            bufsize=1,
-        )
+        with stopping.held():  # until it listens itself, a signal would end it
+            process = subprocess.Popen(
+                [sys.executable, "-u", "-m", "repro.training.worker"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                env=environment,
+                text=True,
+                bufsize=1,
+            )
         self._processes.append(process)
         self._give(selector.register(process.stdout, selectors.EVENT_READ, [process, None]))  # type: ignore[arg-type]
 
     def _serve(self, selector: selectors.BaseSelector, bar: Progress) -> None:
         while self._unfinished:
+            if stopping.asked() == "stop":
+                self._stop()
             for key, _ in selector.select(_POLL_SECONDS):
                 self._hear(key, selector)
             if self._waiting and not selector.get_map():
                 self._start(selector)
             self._follow(bar)
         self._follow(bar)
+
+    def _stop(self) -> NoReturn:
+        """Let every worker save, then stop, too."""
+        for process in self._processes:
+            process.send_signal(stopping.WARNING)
+        for process in self._processes:
+            process.wait()
+        raise stopping.Stopped
 
     def _give(self, key: selectors.SelectorKey) -> None:
         """Give a worker the next plan whose needs are met."""
@@ -186,8 +199,10 @@ class _Pool:
         key.data[1] = None
         if not line:
             selector.unregister(key.fileobj)
+            code = process.wait()
+            if code == stopping.CODE:
+                self._stop()
             if name is not None:
-                code = process.wait()
                 self._fail(
                     name, f"its process ended with {f'signal {-code}' if code < 0 else f'code {code}'}"
                 )

@@ -7,6 +7,8 @@ log.jsonl and state.npz while training.
 from __future__ import annotations
 
 import functools
+import os
+import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,13 +22,13 @@ from repro.models.icl_transformer import IclTransformerModel
 from repro.models.weights import load_weights, save_weights
 from repro.recorder import Recorder
 from repro.results import write_atomic
-from repro.run_directory import RunDirectory
+from repro.run_directory import Pace, RunDirectory, now
 from repro.training import loop
+from repro.training.places import HISTORY, PLAN, is_done
 from repro.training.plans import Plan
 from repro.training.program import Seeds, build, outputs_of
 from repro.training.schedule import step_count
 
-PLAN = "plan.json"
 CHECKPOINTS = "checkpoints"
 
 
@@ -35,7 +37,7 @@ class Trained:
 
     def __init__(self, directory: Path, plan: Plan, features: Features | None = None) -> None:
         self.directory, self.plan, self._features = directory, plan, features
-        self.history = loop.read_arrays(directory / loop.HISTORY)
+        self.history = loop.read_arrays(directory / HISTORY)
 
     @classmethod
     def open(cls, directory: str | Path) -> Trained:
@@ -46,7 +48,7 @@ class Trained:
                 f"{directory}: no trained model here (expected {PLAN}). Give a folder RUNS_DIR/trained/HASH;"
                 " the provenance.json of a run names those it used"
             )
-        if not (directory / loop.HISTORY).exists():
+        if not (directory / HISTORY).exists():
             raise UserError(
                 f"{directory}: its training has not finished. Run the same command again to go on"
             )
@@ -104,16 +106,6 @@ def checkpoint_path(directory: Path, sequences: int) -> Path:
     return directory / CHECKPOINTS / f"{sequences:011d}.safetensors"
 
 
-def folder(store: Path, plan: Plan) -> Path:
-    """Where a plan's weights lie in the store."""
-    return store / plan.digest()
-
-
-def is_done(directory: Path) -> bool:
-    """Whether a plan has been trained to its end."""
-    return (directory / loop.HISTORY).exists()
-
-
 def train(directory: Path, progress: Callable[[int, int], None] = lambda step, total: None) -> None:
     """Train the plan that is written in a folder of the store, or go on with it; nothing if it is done.
 
@@ -125,6 +117,8 @@ def train(directory: Path, progress: Callable[[int, int], None] = lambda step, t
         if is_done(directory):
             return
         (directory / CHECKPOINTS).mkdir(exist_ok=True)
+        here = {"pid": os.getpid(), "host": socket.gethostname(), "started": now()}
+        run.set_status("running", step=None, total=plan.steps, eta=None, **here)
         features = load(plan.data)
         if features is None:
             raise UserError("data: in-context sequences need features. Choose another data=")
@@ -151,8 +145,10 @@ def train(directory: Path, progress: Callable[[int, int], None] = lambda step, t
             path = checkpoint_path(directory, sequences)
             save_weights(path, program.model(weights), facts, durable=sequences == end)
 
+        pace = Pace()
+
         def show(step: int, total: int) -> None:
-            run.set_status("running", step=step, total=total)
+            run.set_status("running", step=step, total=total, eta=pace.eta(step, total))
             progress(step, total)
 
         with Recorder(directory) as recorder:
@@ -164,10 +160,4 @@ def train(directory: Path, progress: Callable[[int, int], None] = lambda step, t
                 save_checkpoint,
                 show,
             )
-        run.set_status("done")
-
-
-def write_plan(directory: Path, plan: Plan) -> None:
-    """Prepare the folder of a plan, so that `train` can be called with its path alone."""
-    RunDirectory(directory).prepare()
-    write_atomic(directory / PLAN, plan.to_json())
+        run.set_status("done", eta=None)

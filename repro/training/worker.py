@@ -14,6 +14,8 @@ import sys
 import traceback
 from pathlib import Path
 
+from repro import stopping
+
 DONE, FAILED = "done", "failed"
 
 
@@ -28,6 +30,7 @@ def die_with_parent() -> None:
 def main() -> int:
     """Train every folder named on a line of standard input; answer each with one line."""
     die_with_parent()
+    stopping.listen_as_child()
     # The answers have the standard output for themselves; what a library prints goes to the errors.
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "w")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())

@@ -17,7 +17,7 @@ from repro.data.specs import Gaussian
 from repro.errors import UserError
 from repro.models.weights import named
 from repro.recorder import Recorder, read_history
-from repro.training import store
+from repro.training import places, store
 from repro.training.plans import CONDITION, Plan, plans
 from repro.training.pool import train_all
 from tests.training.small_runs import DATA, config
@@ -63,7 +63,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, P
 
 def test_one_that_fails_does_not_stop_the_others(trained: tuple[Path, dict[str, Plan], Heard]) -> None:
     folder, made, heard = trained
-    done = {name for name, plan in made.items() if store.is_done(store.folder(folder, plan))}
+    done = {name for name, plan in made.items() if places.is_done(places.folder(folder, plan))}
     assert done == {"plain", "graft", "twin"}
     for name in ("plain", "graft"):
         steps = [
@@ -105,12 +105,12 @@ def test_a_graft_waits_and_what_it_takes_stays_as_it_was(
 ) -> None:
     """Its embedding and first block get no gradient: they end as they began, bit for bit; the rest moves."""
     folder, made, _ = trained
-    own = store.Trained.open(store.folder(folder, made["graft"]))
+    own = store.Trained.open(places.folder(folder, made["graft"]))
     begun, ended = named(own._template), named(own.model())
     for name, value in begun.items():
         frozen = name.startswith(("example_embed", "label_embed", "blocks.0."))
         assert np.array_equal(value, ended[name]) == frozen, name
-    plain = store.Trained.open(store.folder(folder, made["plain"]))
+    plain = store.Trained.open(places.folder(folder, made["plain"]))
     loss = own.history["train_loss"]
     assert not np.array_equal(loss, plain.history["train_loss"])
 
@@ -129,7 +129,7 @@ def test_a_failure_reaches_everything_that_needs_it(tmp_path: Path) -> None:
 def test_a_killed_worker_is_reported_and_replaced(tmp_path: Path) -> None:
     """One worker, two plans, the longer one first: that one is killed, the other is trained all the same."""
     made = planned(tmp_path, long=config(training={"sequences": 408}), short=config())
-    directory = store.folder(tmp_path, made["long"])
+    directory = places.folder(tmp_path, made["long"])
     killed: list[int] = []
 
     def kill() -> None:
@@ -151,7 +151,7 @@ def test_a_killed_worker_is_reported_and_replaced(tmp_path: Path) -> None:
     assert killed and killed[0] != os.getpid()
     assert "training of long failed: its process ended with signal 9" in str(error.value)
     assert "short" not in str(error.value)
-    assert store.is_done(store.folder(tmp_path, made["short"])) and not store.is_done(directory)
+    assert places.is_done(places.folder(tmp_path, made["short"])) and not places.is_done(directory)
     assert set(read_history(tmp_path).condition) == {"short"}
 
 
@@ -160,7 +160,7 @@ def test_in_this_process(trained: tuple[Path, dict[str, Plan], Heard], tmp_path:
     folder, made, heard = trained
     with Recorder(tmp_path) as recorder:
         here = train_all({"plain": made["plain"]}, tmp_path / "here", recorder, workers=0)["plain"]
-    there = store.Trained.open(store.folder(folder, made["plain"]))
+    there = store.Trained.open(places.folder(folder, made["plain"]))
     np.testing.assert_allclose(here.history["train_loss"], there.history["train_loss"], rtol=1e-4)
     history = read_history(tmp_path)
     assert set(history.condition) == {"plain"} and history.train_loss.notna().sum() == 50

@@ -17,7 +17,7 @@ from repro.errors import UserError
 from repro.models.weights import load_weights
 from repro.recorder import read_history
 from repro.run_directory import RunDirectory
-from repro.training import loop, store
+from repro.training import loop, places, store
 from repro.training.plans import Plan
 from repro.training.store import Trained
 from tests.training.small_runs import plan
@@ -27,7 +27,7 @@ ROOT = Path(store.__file__).parents[2]
 TRAIN = """
 import sys, time
 from pathlib import Path
-from repro.training import loop, store
+from repro.training import loop, places, store
 save = loop._save
 def slowly(*arguments):
     save(*arguments)
@@ -46,8 +46,8 @@ def started(directory: Path, pause: float = 0.0) -> subprocess.Popen:
 
 
 def written(folder: Path, made: Plan) -> Path:
-    directory = store.folder(folder, made)
-    store.write_plan(directory, made)
+    directory = places.folder(folder, made)
+    places.write_plan(directory, made)
     return directory
 
 
@@ -87,7 +87,7 @@ def test_killed_and_started_again_it_ends_with_the_same_bytes(finished: Path, tm
     time.sleep(random.uniform(0, 1.5))
     os.killpg(process.pid, signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
-    assert not store.is_done(directory)
+    assert not places.is_done(directory)
     assert RunDirectory(directory).status().state == "interrupted"
     with pytest.raises(UserError, match="has not finished"):
         Trained.open(directory)
