@@ -86,9 +86,10 @@ def stand_in(plan: Plan, store: Path, data: Any) -> Any:
     from repro.models.icl_init import init
     from repro.models.weights import save_weights
     from repro.training import loop
+    from repro.training.places import folder, write_plan
     from repro.training.program import outputs_of
     from repro.training.schedule import checkpoint_steps
-    from repro.training.store import Trained, checkpoint_path, folder, write_plan
+    from repro.training.store import Trained, checkpoint_path
 
     directory = folder(store, plan)
     write_plan(directory, plan)
