@@ -23,7 +23,7 @@ class Site(Spec):
 
     partition, account, qos, constraint: as sbatch names them. modules: loaded in every job.
     setup: shell lines that every job runs first. gpu_type: what the site calls its GPUs.
-    options: further sbatch options by name.
+    gpu_memory_gb: GiB of one of them; null: as known of the type. options: further sbatch options by name.
     """
 
     partition: str | None = None
@@ -31,6 +31,7 @@ class Site(Spec):
     qos: str | None = None
     constraint: str | None = None
     gpu_type: str | None = None
+    gpu_memory_gb: Annotated[float, Field(gt=0)] | None = None
     modules: list[str] = []
     setup: list[str] = []
     options: dict[str, str | int | float | bool] = {}
@@ -59,7 +60,7 @@ class Hardware(Site):
     executor: `inline` runs here, `processes` runs `workers` processes at a time here, `slurm` submits.
     device: `auto` takes a GPU if there is one. matmul: rounding of matrix products on a GPU.
     device_map: how a model too large for one GPU is spread. threads: CPU threads a process may use.
-    gpus: per node; `gres` overrules what is made of gpus and gpu_type. memory_gb: per node.
+    gpus: per node; `gres` overrules what is made of gpus and gpu_type. memory_gb: GiB per node.
     max_requeues: how often a job that reaches its time limit goes back into the queue to resume.
     signal_delay_s: how long before the limit it is told. wait: SLURM only; stay until the jobs have ended.
     """
