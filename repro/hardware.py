@@ -60,6 +60,7 @@ class Hardware(Site):
     executor: `inline` runs here, `processes` runs `workers` processes at a time here, `slurm` submits.
     device: `auto` takes a GPU if there is one. matmul: rounding of matrix products on a GPU.
     device_map: how a model too large for one GPU is spread. threads: CPU threads a process may use.
+    nodes: how many nodes the runs of an array fill, each run alone on one; 1: SLURM places jobs as it likes.
     gpus: per node; `gres` overrules what is made of gpus and gpu_type. memory_gb: GiB per node.
     max_requeues: how often a job that reaches its time limit goes back into the queue to resume.
     signal_delay_s: how long before the limit it is told. wait: SLURM only; stay until the jobs have ended.
