@@ -101,9 +101,10 @@ def parameters(configs: Sequence[Config], hardware: Hardware) -> dict[str, Any]:
     return {
         "job_name": names.pop() if len(names) == 1 else "repro",
         "time": hardware.timeout_min,
-        "nodes": hardware.nodes,
+        "nodes": 1,  # a run is one process; `hardware.nodes` spreads an array
+        "exclusive": hardware.nodes > 1 or None,
         "cpus_per_task": hardware.cpus,
-        "array_parallelism": hardware.array_parallelism,
+        "array_parallelism": hardware.nodes if hardware.nodes > 1 else hardware.array_parallelism,
         "signal_delay_s": hardware.signal_delay_s,
         "stderr_to_stdout": True,
         "wckey": None,  # submitit's own default, which strict sites refuse
