@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -53,3 +53,18 @@ class IclTransformer(Model):
                 f" {self.width // self.heads}. Choose other heads, or positions=sinusoidal"
             )
         return self
+
+
+class HuggingFace(Model):
+    """A causal language model of the Hugging Face hub, or of a folder written by `save_pretrained`.
+
+    path: hub name ("gpt2") or folder with config.json and safetensors. dtype: of weights and computation.
+    attention: `auto` is sdpa where the family has it, else eager. revision: of a hub name.
+    """
+
+    module: ClassVar[str] = "repro.models.huggingface"
+    kind: Literal["hf"] = "hf"
+    path: str
+    dtype: Literal["float32", "bfloat16", "float16", "float64"] = "float32"
+    attention: Literal["auto", "eager", "sdpa"] = "auto"
+    revision: str | None = None

@@ -1,0 +1,43 @@
+"""GPT-NeoX and Pythia: projections fused head by head; rotary positions on part of a head; usually parallel."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from torch import Tensor
+
+from repro.models.language_model import LanguageModel, Layer
+
+
+class GptNeoxLayer(Layer):
+    upcasts_softmax = True
+
+    def __init__(self, index: int, block: Any, heads: int, rotary: Any) -> None:
+        super().__init__(index, block, block.attention, block.attention.dense, heads, heads)
+        self.first_norm, self.second_norm = block.input_layernorm, block.post_attention_layernorm
+        self.mlp_entry, self.down = block.mlp, block.mlp.dense_4h_to_h
+        self.reads_mid = not block.use_parallel_residual
+        self._rotary = rotary
+
+    def project(self, attn_in: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        fused = self.attention.query_key_value(attn_in).unflatten(-1, (self.heads, -1))
+        q, k, v = fused.chunk(3, dim=-1)
+        cos, sin = self._rotary(attn_in, position_ids)
+        rotate = sys.modules[type(self.attention).__module__].apply_rotary_pos_emb
+        q, k = rotate(q, k, cos, sin, unsqueeze_dim=2)
+        return q, k, v
+
+    def mlp_hidden(self, mlp_in: Tensor) -> Tensor:
+        mlp: Any = self.block.mlp
+        return mlp.act(mlp.dense_h_to_4h(mlp_in))
+
+
+def adapt(hf: Any, tokenizer: Any) -> LanguageModel:
+    """A GPTNeoXForCausalLM with its parts named."""
+    inner = hf.gpt_neox
+    layers = [
+        GptNeoxLayer(i, block, hf.config.num_attention_heads, inner.rotary_emb)
+        for i, block in enumerate(inner.layers)
+    ]
+    return LanguageModel(hf, tokenizer, "gpt_neox", layers, inner.embed_in, inner.final_layer_norm)

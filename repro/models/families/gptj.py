@@ -1,0 +1,57 @@
+"""GPT-J: attention and MLP read the same normalised input; rotary positions on part of a head; biased head."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from repro.models.language_model import LanguageModel, Layer
+
+
+class GptjLayer(Layer):
+    core_method = "_attn"
+    upcasts_scores = True
+
+    def __init__(self, index: int, block: Any, heads: int) -> None:
+        super().__init__(index, block, block.attn, block.attn.out_proj, heads, heads)
+        self.first_norm = self.second_norm = block.ln_1
+        self.mlp_entry, self.down = block.mlp, block.mlp.fc_out
+        self.reads_mid = False
+
+    @property
+    def scaling(self) -> float:
+        return 1 / self.attention.scale_attn
+
+    def scores(self, q: Tensor, k: Tensor) -> Tensor:
+        # Divided, not multiplied with the inverse, as the library does.
+        raw = (
+            torch.matmul(q.float().transpose(1, 2), k.float().permute(0, 2, 3, 1)) / self.attention.scale_attn
+        )
+        return raw.to(torch.promote_types(q.dtype, torch.float32))
+
+    def project(self, attn_in: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        inner = self.attention
+        q, k, v = (
+            p(attn_in).unflatten(-1, (self.heads, -1)) for p in (inner.q_proj, inner.k_proj, inner.v_proj)
+        )
+        table = inner.embed_positions.to(position_ids.device)[position_ids].to(k.dtype)
+        sin, cos = table.split(table.shape[-1] // 2, dim=-1)
+        return self._rotate(q, sin, cos), self._rotate(k, sin, cos), v
+
+    def _rotate(self, x: Tensor, sin: Tensor, cos: Tensor) -> Tensor:
+        rotate = sys.modules[type(self.attention).__module__].apply_rotary_pos_emb
+        width = self.attention.rotary_dim or x.shape[-1]
+        return torch.cat([rotate(x[..., :width], sin, cos), x[..., width:]], dim=-1)
+
+    def mlp_hidden(self, mlp_in: Tensor) -> Tensor:
+        mlp: Any = self.block.mlp
+        return mlp.act(mlp.fc_in(mlp_in))
+
+
+def adapt(hf: Any, tokenizer: Any) -> LanguageModel:
+    """A GPTJForCausalLM with its parts named."""
+    layers = [GptjLayer(i, block, hf.config.n_head) for i, block in enumerate(hf.transformer.h)]
+    return LanguageModel(hf, tokenizer, "gptj", layers, hf.transformer.wte, hf.transformer.ln_f)

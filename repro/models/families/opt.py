@@ -1,0 +1,49 @@
+"""OPT: the block has no MLP module; positions are offset by two; the 350M size normalises after, not before."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from repro.models.language_model import LanguageModel, Layer
+
+
+class OptLayer(Layer):
+    upcasts_softmax = True
+
+    def __init__(self, index: int, block: Any, heads: int) -> None:
+        super().__init__(index, block, block.self_attn, block.self_attn.out_proj, heads, heads)
+        self.first_norm, self.second_norm = block.self_attn_layer_norm, block.final_layer_norm
+        self.mlp_entry, self.down = block.fc1, block.fc2
+        self.post_norm = not block.do_layer_norm_before
+        self.mid_module = self.first_norm if self.post_norm else None
+
+    @property
+    def scaling(self) -> float:
+        return 1.0  # queries are scaled when they are made
+
+    def norm1(self, resid_pre: Tensor) -> Tensor:
+        return resid_pre if self.post_norm else super().norm1(resid_pre)
+
+    def norm2(self, resid_mid: Tensor) -> Tensor:
+        return resid_mid if self.post_norm else super().norm2(resid_mid)
+
+    def project(self, attn_in: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        inner = self.attention
+        q, k, v = (
+            part.unflatten(-1, (self.heads, -1))
+            for part in (inner.q_proj(attn_in) * inner.scaling, inner.k_proj(attn_in), inner.v_proj(attn_in))
+        )
+        return q, k, v
+
+    def mlp_hidden(self, mlp_in: Tensor) -> Tensor:
+        block: Any = self.block
+        return block.activation_fn(block.fc1(mlp_in))
+
+
+def adapt(hf: Any, tokenizer: Any) -> LanguageModel:
+    """An OPTForCausalLM with its parts named."""
+    decoder = hf.model.decoder
+    layers = [OptLayer(i, block, hf.config.num_attention_heads) for i, block in enumerate(decoder.layers)]
+    return LanguageModel(hf, tokenizer, "opt", layers, decoder.embed_tokens, decoder.final_layer_norm)
