@@ -36,6 +36,7 @@ class Config:
     values: plain values, checked, every default written out; `seed` is an integer or {init, train, eval}.
     hash: of everything that can change a number. family: the same without the seed, so repeats share it.
     directory: where the run lies, absolute. choices: what was chosen of each group.
+    part: (index, count) of a part of the run's analysis, None for the run itself; see `repro.shards`.
     """
 
     values: dict[str, Any]
@@ -46,11 +47,13 @@ class Config:
     directory: Path
     overrides: tuple[str, ...] = ()
     choices: dict[str, str] | None = None
+    part: tuple[int, int] | None = None
 
     @property
     def title(self) -> str:
-        """For people: "slug=experiment hash"."""
-        return f"{self.slug}={self.experiment} {self.hash}"
+        """For people: "slug=experiment hash", and which shard, if it is one."""
+        shard = f" shard {self.part[0]}-of-{self.part[1]}" if self.part else ""
+        return f"{self.slug}={self.experiment} {self.hash}{shard}"
 
     @property
     def command(self) -> list[str]:
@@ -87,6 +90,7 @@ def load(directory: str | Path) -> Config:
     try:
         content = json.loads(path.read_text())
         content["overrides"] = tuple(content["overrides"])
+        content["part"] = tuple(content["part"]) if content.get("part") else None
         return Config(**{**content, "directory": Path(directory).absolute()})
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} cannot be read ({error}). Start the run with launch.py") from None

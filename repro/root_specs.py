@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
+from repro import shards
 from repro.errors import UserError
 from repro.hardware import Hardware
 from repro.specs import Family, Spec
@@ -83,9 +84,9 @@ NAMED = {
     "figures": ("repro.figures.specs", "Figure"),
 }
 SWITCHES = {"rerun": False, "dry_run": False, "verbose": False, "wait": True}
-ROOT_KEYS = sorted([*OWN, *GROUPS, *MAPPINGS, *LISTS, *NAMED, *SWITCHES, "seed", "runs_dir"])
+ROOT_KEYS = sorted([*OWN, *GROUPS, *MAPPINGS, *LISTS, *NAMED, *SWITCHES, "seed", "runs_dir", "shards"])
 # What cannot change a number, and so is no part of the hash.
-NOT_HASHED = {"hardware", "tracking", "figures", "runs_dir", *SWITCHES}
+NOT_HASHED = {"hardware", "tracking", "figures", "runs_dir", "shards", *SWITCHES}
 
 
 def suggest(word: str, choices: list[str]) -> str:
@@ -132,6 +133,7 @@ def parse(values: Mapping[str, Any]) -> dict[str, Any]:
         parsed[key] = _switch(key, values.get(key, default))
     for name, condition in parsed["conditions"].items():
         _check_condition(values, dump(condition), parsed["seed"], f"conditions.{name}")
+    parsed["shards"] = _shards(values, parsed)
     return parsed
 
 
@@ -217,6 +219,39 @@ def _runs_dir(value: Any) -> str:
     if not isinstance(value, str) or not value:
         raise UserError(f"runs_dir: expected a folder, got {value!r}. Give e.g. runs_dir=runs")
     return value
+
+
+def _shards(values: Mapping[str, Any], parsed: Mapping[str, Any]) -> int:
+    """Over how many jobs the analysis is shared out. Raises `UserError` if it cannot be shared out so."""
+    count, analysis = values.get("shards", 1), parsed["analysis"]
+    if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+        raise UserError(f"shards: expected an integer of at least 1, got {count!r}. Give e.g. shards=4")
+    if count == 1 or analysis is None:
+        return count
+    if analysis.splits_over is None:
+        family = getattr(importlib.import_module(GROUPS["analysis"][0]), GROUPS["analysis"][1])
+        over = {kind: one.splits_over for kind, one in sorted(family.kinds().items()) if one.splits_over}
+        able = ", ".join(f"{kind} (over {what})" for kind, what in over.items())
+        raise UserError(
+            f"shards: analysis {analysis.kind} cannot be split. These can: {able}. Leave shards out"
+        )
+    items = analysis.items(lambda condition: _of_condition(values, parsed, condition))
+    if items is not None and count > items:
+        raise shards.too_many(count, items, analysis.splits_over)
+    return count
+
+
+def _of_condition(values: Mapping[str, Any], parsed: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """The specs as one condition has them; those of all where there is none of this name."""
+    condition = parsed["conditions"].get(name)
+    if condition is None:
+        return parsed
+    merged = condition_values({**values, "seed": dump(parsed["seed"])}, dump(condition))
+    places = {**GROUPS, **MAPPINGS}
+    return {
+        **parsed,
+        **{key: _one(place, merged[key], key) for key, place in places.items() if merged.get(key)},
+    }
 
 
 def _switch(key: str, value: Any) -> bool:

@@ -5,7 +5,7 @@ Source: arXiv 2404.07129, Table 1 (value ablations), Fig. 10 (progress measures)
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,6 @@ from repro.analyses.icl_measures import (
     condition,
     layer_heads,
     measure,
-    nearest,
     parse,
     training_sequences,
 )
@@ -28,9 +27,9 @@ from repro.expressions import at
 from repro.interventions.specs import Manipulation
 from repro.progress import progress
 from repro.results import NamedArray, Result
+from repro.shards import WHOLE, Part, join
+from repro.training.schedule import nearest
 from repro.training.store import Trained
-
-Curves = Float[np.ndarray, "setting checkpoint"]
 
 
 def run(
@@ -43,6 +42,13 @@ def run(
     [setting, checkpoint]. Scalars of each setting: .accuracy and .loss (and .loss_increase) at the last
     checkpoint, and .loss_at_<n>, .accuracy_at_<n>, .loss_increase_at_<n> (NaN beyond the checkpoints).
     """
+    return merge([run_part(subject, data, directory, spec, WHOLE)], spec)
+
+
+def run_part(
+    subject: Mapping[str, Trained], data: Features, directory: Path | None, spec: CircuitSettings, part: Part
+) -> Result:  # fmt: skip
+    """Loss and accuracy [cell] of some pairs of setting and checkpoint, one setting after the other."""
     trained = condition(subject, spec.condition)
     sequences = training_sequences(trained.plan.sequences, data, spec.sequences)
     saved = trained.checkpoints
@@ -52,28 +58,41 @@ def run(
     settings = {
         name: None if items is None else _parsed(name, items, groups) for name, items in spec.settings.items()
     }
-    baseline = None if spec.baseline is None else _baseline(trained, spec.baseline, np.asarray(measured_at))
-    curves = _measured(trained, settings, sequences, measured_at)
-
     along: dict[str, Any] = {"checkpoint": measured_at}
-    by_setting = {"setting": list(settings), **along}
     heads: dict[str, Any] = {"head": layer_heads(len(previous), 0)}
     arrays = {
         "checkpoint_sequences": NamedArray(np.asarray(measured_at), along, "sequence"),
         "previous_token": NamedArray(previous, heads),
     }
-    if baseline is not None:
-        curves["loss_increase"] = curves["loss"] - baseline
+    if spec.baseline is not None:
+        baseline = _baseline(trained, spec.baseline, np.asarray(measured_at))
         arrays["baseline_loss"] = NamedArray(baseline, along, "nat")
+    cells = part.of([(name, checkpoint) for name in settings for checkpoint in measured_at])
+    loss, accuracy = _measured(trained, settings, sequences, cells)
+    by_cell: dict[str, Any] = {"cell": [f"{name} at {checkpoint}" for name, checkpoint in cells]}
+    arrays |= {"loss": NamedArray(loss, by_cell, "nat"), "accuracy": NamedArray(accuracy, by_cell)}
+    scalars = {f"number_of_{PREVIOUS_TOKEN_HEADS}": float(len(groups[PREVIOUS_TOKEN_HEADS]))}
+    return Result(scalars, arrays, _notes(settings, groups))
+
+
+def merge(parts: Sequence[Result], spec: CircuitSettings) -> Result:
+    """The cells as curves, compared with the baseline, and read off where the config asks."""
+    result = join(parts, "cell")
+    arrays, scalars = result.arrays, result.scalars
+    measured_at = arrays["checkpoint_sequences"].values
+    shape = (len(spec.settings), len(measured_at))
+    curves = {name: arrays[name].values.reshape(shape) for name in ("loss", "accuracy")}
+    if spec.baseline is not None:
+        curves["loss_increase"] = curves["loss"] - arrays["baseline_loss"].values
+    by_setting = {"setting": list(spec.settings), **arrays["checkpoint_sequences"].axes}
     for name, values in curves.items():
         arrays[name] = NamedArray(values, by_setting, "1" if name == "accuracy" else "nat")
-    scalars = {f"number_of_{PREVIOUS_TOKEN_HEADS}": float(len(groups[PREVIOUS_TOKEN_HEADS]))}
-    for row, setting in enumerate(settings):
+    for row, setting in enumerate(spec.settings):
         for name, values in curves.items():
             scalars[f"{setting}.{name}"] = float(values[row, -1])
             for n in spec.report_at:
-                scalars[f"{setting}.{name}_at_{n}"] = at(np.asarray(measured_at), values[row], n)
-    return Result(scalars, arrays, _notes(settings, groups))
+                scalars[f"{setting}.{name}_at_{n}"] = at(measured_at, values[row], n)
+    return result
 
 
 def head_groups(
@@ -105,18 +124,17 @@ def _measured(
     trained: Trained,
     settings: Mapping[str, list[Manipulation] | None],
     sequences: SequenceSet,
-    checkpoints: list[int],
-) -> dict[str, Curves]:
-    measures = [measure(trained, manipulations, sequences) for manipulations in settings.values()]
-    loss, accuracy = np.empty((2, len(measures), len(checkpoints)))
-    with progress(loss.size, "circuit settings", "evaluations") as bar:
-        for column, checkpoint in enumerate(checkpoints):
-            model = trained.model(checkpoint)
-            for row, take in enumerate(measures):
-                one = take(model)
-                loss[row, column], accuracy[row, column] = one.mean_loss, one.accuracy
-                bar.advance(1)
-    return {"loss": loss, "accuracy": accuracy}
+    cells: Sequence[tuple[str, int]],
+) -> tuple[Float[np.ndarray, " cell"], Float[np.ndarray, " cell"]]:
+    """Loss and accuracy of each pair of setting and checkpoint."""
+    measures = {name: measure(trained, settings[name], sequences) for name, _ in cells}
+    loss, accuracy = np.empty((2, len(cells)))
+    with progress(len(cells), "circuit settings", "evaluations") as bar:
+        for row, (name, checkpoint) in enumerate(cells):
+            one = measures[name](trained.model(checkpoint))
+            loss[row], accuracy[row] = one.mean_loss, one.accuracy
+            bar.advance(1)
+    return loss, accuracy
 
 
 def _baseline(trained: Trained, evaluator: str, checkpoints: np.ndarray) -> Float[np.ndarray, " checkpoint"]:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
+from repro.analyses.icl_cases import CASE, take, to_arrays
 from repro.analyses.icl_masks import MaskedMeasure, mask
 from repro.analyses.icl_measures import (
     Measured,
@@ -26,6 +27,7 @@ from repro.analyses.specs import CopySpecificity
 from repro.data.features import Features
 from repro.interventions.specs import InductionHeads
 from repro.results import NamedArray, Result
+from repro.shards import WHOLE, Part, join
 from repro.training.store import Trained
 
 OWN, PERFECT = "own", "perfect"
@@ -42,6 +44,13 @@ def run(
     share that this head gets right with one (Table 3; NaN for the reference itself).
     Scalars: reference (its number), reference.mistakes, reference.accuracy, reference.own_accuracy.
     """
+    return merge([run_part(subject, data, directory, spec, WHOLE)], spec)
+
+
+def run_part(
+    subject: Mapping[str, Trained], data: Features, directory: Path | None, spec: CopySpecificity, part: Part
+) -> Result:  # fmt: skip
+    """Some of the heads with one or both patterns, sequence by sequence, and the right label of each."""
     trained = condition(subject, spec.condition)
     model = trained.model(spec.checkpoint)
     sequences = training_sequences(trained.plan.sequences, data, spec.sequences)
@@ -54,43 +63,55 @@ def run(
         reference = head_index(spec.reference, last, model.heads, "analysis.reference")
 
     names = layer_heads(model.heads, last)
-    alone = np.stack([mask(model, last, active=[head]) for head in range(model.heads)])
     # All heads may attend perfectly at once: those that are not looked at add nothing.
     settings = {OWN: [], PERFECT: [InductionHeads(heads=names)]}
-    measured = {
-        setting: MaskedMeasure(sequences, manipulations)(model, alone, f"heads alone, {setting} pattern")
-        for setting, manipulations in settings.items()
+    cases = part.of([(setting, head) for setting in settings for head in range(model.heads)])
+    measured = []
+    for setting, manipulations in settings.items():
+        alone = [mask(model, last, active=[head]) for name, head in cases if name == setting]
+        if alone:
+            says = f"heads alone, {setting} pattern"
+            measured += MaskedMeasure(sequences, manipulations)(model, np.stack(alone), says)
+    arrays = {
+        "strength": NamedArray(strength[last], {"head": [*names]}),
+        "target": NamedArray(sequences.labels[:, -1], {"sequence": len(sequences)}),
+        **to_arrays([f"{setting}.{head}" for setting, head in cases], measured),
     }
-    target = sequences.labels[:, -1]
+    return Result({"reference": float(reference)}, arrays, {"reference": names[reference]})
+
+
+def merge(parts: Sequence[Result], spec: CopySpecificity) -> Result:
+    """Tables of all heads and labels, and who mends the mistakes of the reference."""
+    result = join(parts, CASE)
+    arrays, every = result.arrays, take(result)
+    target, reference = arrays.pop("target").values, int(result.scalars["reference"])
+    heads = arrays["strength"].axes
+    count = len(arrays["strength"].values)
+    measured = {setting: [every[f"{setting}.{head}"] for head in range(count)] for setting in (OWN, PERFECT)}
     labels = sorted({int(label) for label in target})
-    heads: dict[str, Any] = {"head": names}
-    axes: dict[str, Any] = {"setting": list(settings), **heads}
+    axes: dict[str, Any] = {"setting": list(measured), **heads}
     by: dict[str, Any] = {**axes, "label": labels}
     tables = [by_label(some, target, labels) for some in measured.values()]
-    arrays = {
-        "accuracy": NamedArray(
-            np.array([[one.accuracy for one in some] for some in measured.values()]), axes
-        ),
-        "loss": NamedArray(
-            np.array([[one.mean_loss for one in some] for some in measured.values()]), axes, "nat"
-        ),
-        "mistakes": NamedArray(
-            np.array([[np.sum(one.right == 0) for one in some] for some in measured.values()]), axes
-        ),
-        "accuracy_by_label": NamedArray(np.stack([table[0] for table in tables]), by),
-        "mistakes_by_label": NamedArray(np.stack([table[1] for table in tables]), by),
-        "strength": NamedArray(strength[last], heads),
-        "perfect_accuracy": NamedArray(np.array([one.accuracy for one in measured[PERFECT]]), heads),
-        "mended": NamedArray(mended(measured[PERFECT], reference), heads),
-    }
+    rows = list(measured.values())
+    mistakes = np.array([[np.sum(one.right == 0) for one in some] for some in rows])
+    arrays.update(
+        accuracy=NamedArray(np.array([[one.accuracy for one in some] for some in rows]), axes),
+        loss=NamedArray(np.array([[one.mean_loss for one in some] for some in rows]), axes, "nat"),
+        mistakes=NamedArray(mistakes, axes),
+        accuracy_by_label=NamedArray(np.stack([table[0] for table in tables]), by),
+        mistakes_by_label=NamedArray(np.stack([table[1] for table in tables]), by),
+        perfect_accuracy=NamedArray(np.array([one.accuracy for one in measured[PERFECT]]), heads),
+        mended=NamedArray(mended(measured[PERFECT], reference), heads),
+    )
     best = measured[PERFECT][reference]
-    scalars = {
-        "reference": float(reference),
-        "reference.mistakes": float(np.sum(best.right == 0)),
-        "reference.accuracy": best.accuracy,
-        "reference.own_accuracy": measured[OWN][reference].accuracy,
-    }
-    return Result(scalars, arrays, {"reference": names[reference]})
+    result.scalars.update(
+        {
+            "reference.mistakes": float(np.sum(best.right == 0)),
+            "reference.accuracy": best.accuracy,
+            "reference.own_accuracy": measured[OWN][reference].accuracy,
+        }
+    )
+    return result
 
 
 def by_label(

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from repro.analyses.icl_cases import CASE, take, to_arrays
 from repro.analyses.icl_masks import MaskedMeasure, mask
 from repro.analyses.icl_measures import (
     Measured,
@@ -27,8 +28,8 @@ from repro.analyses.specs import HeadRoles
 from repro.data.features import Features
 from repro.expressions import spearman
 from repro.interventions.specs import AblateHeads, Preserve
-from repro.models.icl_transformer import IclTransformerModel
 from repro.results import NamedArray, Result
+from repro.shards import WHOLE, Part, join
 from repro.training.store import Trained
 
 STRONG = 0.4
@@ -47,6 +48,13 @@ def run(
     Scalars: accuracy and loss as full.*, no_first_layer_output.* (its heads ablated, but patterns and
     values of all layers preserved) and layer_ablated.*; and those of `summary`.
     """
+    return merge([run_part(subject, data, directory, spec, WHOLE)], spec)
+
+
+def run_part(
+    subject: Mapping[str, Trained], data: Features, directory: Path | None, spec: HeadRoles, part: Part
+) -> Result:  # fmt: skip
+    """Some of the ablations, sequence by sequence; strengths and orders, which decide on all of them."""
     trained = condition(subject, spec.condition)
     model = trained.model(spec.checkpoint)
     layer = layer_index(spec.layer, len(model.blocks))
@@ -60,35 +68,49 @@ def run(
     order = _order(spec, strength, layer)
     left_out = _left_out(spec, strength, layer)
     rest = [] if left_out is None else [head for head in order if head != left_out]
-    cases = {"ablated": [mask(model, layer, active=[])]}
-    cases["only"] = [mask(model, layer, active=[head]) for head in range(model.heads)]
-    cases["removed"] = [mask(model, layer, ablated=[head]) for head in range(model.heads)]
-    cases["added"], cases["without"] = _added(model, layer, order), _added(model, layer, rest)
-    every = [one for some in cases.values() for one in some]
-    found = iter(MaskedMeasure(sequences)(model, np.stack(every), "ablations of heads"))
-    measured = {name: [next(found) for _ in some] for name, some in cases.items()}
+    masks = {"ablated": mask(model, layer, active=[])}
+    for head in range(model.heads):
+        masks[f"only.{head}"] = mask(model, layer, active=[head])
+        masks[f"removed.{head}"] = mask(model, layer, ablated=[head])
+    for name, some in (("added", order), ("without", rest)):
+        masks |= {f"{name}.{n}": mask(model, layer, active=some[: n + 1]) for n in range(len(some))}
+    names = part.of(list(masks))
+    measured = MaskedMeasure(sequences)(
+        model, np.stack([masks[name] for name in names]), "ablations of heads"
+    )
 
-    strongest = int(np.argmax(strength))
-    heads: dict[str, Any] = {"head": layer_heads(model.heads, layer)}
     first: dict[str, Any] = {"head": layer_heads(model.heads, 0)}
     arrays = {
-        "strength": NamedArray(strength, heads),
+        "strength": NamedArray(strength, {"head": [*layer_heads(model.heads, layer)]}),
         "previous_token": NamedArray(full.previous_token[0], first),
-        "mended_share": NamedArray(mended(measured["only"], strongest), heads),
-        **_means("only", measured["only"], heads),
-        **_means("removed", measured["removed"], heads),
-        **_in_order("", "added", order, measured["added"]),
+        "order": NamedArray(np.array(order, int), _count(order)),
+        **to_arrays(names, measured),
     }
     if left_out is not None:
-        arrays |= _in_order("without_", "without", rest, measured["without"])
-    scalars = {
-        **_both("full", full),
-        **_both("no_first_layer_output", no_first_layer_output),
-        **_both("layer_ablated", measured["ablated"][0]),
-        **summary(strength, measured["only"], measured["removed"]),
+        arrays["without_order"] = NamedArray(np.array(rest, int), _count(rest))
+    scalars = {**_both("full", full), **_both("no_first_layer_output", no_first_layer_output)}
+    notes = {"order": ", ".join(f"{layer}:{head}" for head in order)}
+    return Result(scalars, arrays, {**notes, "strongest": f"{layer}:{int(np.argmax(strength))}"})
+
+
+def merge(parts: Sequence[Result], spec: HeadRoles) -> Result:
+    """All ablations as curves over heads and counts, and what they say of the heads."""
+    result = join(parts, CASE)
+    arrays, every = result.arrays, take(result)
+    measured = {
+        name: [every[f"{name}.{i}"] for i in range(len(every)) if f"{name}.{i}" in every]
+        for name in ("only", "removed", "added", "without")
     }
-    notes = {"order": ", ".join(f"{layer}:{head}" for head in order), "strongest": f"{layer}:{strongest}"}
-    return Result(scalars, arrays, notes)
+    strength, heads = arrays["strength"].values, arrays["strength"].axes
+    arrays["mended_share"] = NamedArray(mended(measured["only"], int(np.argmax(strength))), heads)
+    arrays.update(_means("only", measured["only"], heads))
+    arrays.update(_means("removed", measured["removed"], heads))
+    arrays.update(_means("added", measured["added"], arrays["order"].axes))
+    if "without_order" in arrays:
+        arrays.update(_means("without", measured["without"], arrays["without_order"].axes))
+    result.scalars.update(_both("layer_ablated", every["ablated"]))
+    result.scalars.update(summary(strength, measured["only"], measured["removed"]))
+    return result
 
 
 def summary(
@@ -124,8 +146,8 @@ def _left_out(spec: HeadRoles, strength: np.ndarray, layer: int) -> int | None:
     return head_index(spec.also_without, layer, len(strength), "analysis.also_without")
 
 
-def _added(model: IclTransformerModel, layer: int, order: list[int]) -> list[np.ndarray]:
-    return [mask(model, layer, active=order[: count + 1]) for count in range(len(order))]
+def _count(order: Sequence[int]) -> dict[str, Any]:
+    return {"count": list(range(1, len(order) + 1))}
 
 
 def _both(name: str, one: Measured) -> dict[str, float]:
@@ -137,10 +159,3 @@ def _means(name: str, measured: Sequence[Measured], axes: dict[str, Any]) -> dic
         f"{name}_accuracy": NamedArray(np.array([one.accuracy for one in measured]), axes),
         f"{name}_loss": NamedArray(np.array([one.mean_loss for one in measured]), axes, "nat"),
     }
-
-
-def _in_order(
-    prefix: str, name: str, order: list[int], measured: Sequence[Measured]
-) -> dict[str, NamedArray]:
-    axes: dict[str, Any] = {"count": list(range(1, len(order) + 1))}
-    return {f"{prefix}order": NamedArray(np.array(order, int), axes), **_means(name, measured, axes)}

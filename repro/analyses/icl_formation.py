@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
 
-from repro.analyses.icl_measures import measure, nearest, training_sequences
+from repro.analyses.icl_measures import measure, training_sequences
 from repro.analyses.learning_curves import curves
 from repro.analyses.specs import IclFormation
 from repro.data.features import Features
 from repro.errors import UserError
 from repro.progress import progress
 from repro.results import NamedArray, Result
+from repro.shards import WHOLE, Part, join
+from repro.training.schedule import nearest
 from repro.training.store import Trained
 
 PLATEAU = 0.05
@@ -35,13 +37,22 @@ def run(
     previous_token_score [checkpoint, layer, head], and the last ones of the last and the first layer,
     final_induction_strength and final_previous_token_score [head].
     """
+    return merge([run_part(subject, data, directory, spec, WHOLE)], spec)
+
+
+def run_part(
+    subject: Mapping[str, Trained], data: Features, directory: Path | None, spec: IclFormation, part: Part
+) -> Result:  # fmt: skip
+    """What `run` finds at some of the checkpoints, in order of training."""
     if len(subject) != 1:
         raise UserError(f"analysis: icl_formation follows one run, got conditions {', '.join(subject)}")
     (trained,) = subject.values()
     result = curves(trained, spec.thresholds, PLATEAU)
     sequences = training_sequences(trained.plan.sequences, data, spec.sequences)
-    saved = nearest(trained.checkpoints, spec.checkpoints)
-    measured, take = [], measure(trained, None, sequences, scores=True, models=len(saved))
+    every_saved = nearest(trained.checkpoints, spec.checkpoints)
+    saved = part.of(every_saved)
+    # As for all of them, so that a part is measured in the same way as the whole.
+    measured, take = [], measure(trained, None, sequences, scores=True, models=len(every_saved))
     with progress(len(saved), "head strengths", "checkpoints") as bar:
         for at in saved:
             measured.append(take(trained.model(at)))
@@ -51,20 +62,31 @@ def run(
     layers, heads = range(strength.shape[1]), range(strength.shape[2])
     along: dict[str, Any] = {"checkpoint": saved}
     every: dict[str, Any] = {**along, "layer": list(layers), "head": list(heads)}
-    last: dict[str, Any] = {"head": [f"{layers[-1]}:{head}" for head in heads]}
     result.arrays.update(
         checkpoint_sequences=NamedArray(np.asarray(saved), along, "sequence"),
         checkpoint_loss=NamedArray(np.array([one.mean_loss for one in measured]), along, "nat"),
         checkpoint_accuracy=NamedArray(np.array([one.accuracy for one in measured]), along),
         induction_strength=NamedArray(strength, every),
         previous_token_score=NamedArray(previous, every),
-        final_induction_strength=NamedArray(strength[-1, -1], last),
-        final_previous_token_score=NamedArray(previous[-1, 0], {"head": [f"0:{head}" for head in heads]}),
     )
+    return result
+
+
+def merge(parts: Sequence[Result], spec: IclFormation) -> Result:
+    """All checkpoints together, and how heads form and where they end."""
+    result = join(parts, "checkpoint")
+    arrays = result.arrays
+    saved, strength = arrays["checkpoint_sequences"].values, arrays["induction_strength"].values
+    previous = arrays["previous_token_score"].values
+    final = strength.shape[1] - 1
+    scores = {("strength", final): strength[-1, final], ("previous_token", 0): previous[-1, 0]}
+    names = [[f"{layer}:{head}" for head in range(strength.shape[2])] for layer in (final, 0)]
+    arrays["final_induction_strength"] = NamedArray(strength[-1, final], {"head": [*names[0]]})
+    arrays["final_previous_token_score"] = NamedArray(previous[-1, 0], {"head": [*names[1]]})
     result.scalars.update(plateau_range(result))
-    result.scalars.update(strength_summary(np.asarray(saved), strength[:, -1]))
-    for layer, score, name in ((layers[-1], strength, "strength"), (0, previous, "previous_token")):
-        result.scalars.update({f"{name}.{layer}:{head}": float(score[-1, layer, head]) for head in heads})
+    result.scalars.update(strength_summary(saved, strength[:, final]))
+    for (name, layer), values in scores.items():
+        result.scalars.update({f"{name}.{layer}:{head}": float(one) for head, one in enumerate(values)})
     return result
 
 

@@ -203,13 +203,6 @@ def previous_token_score(
     return jnp.moveaxis(jnp.mean(patterns[:, :, :, labels, labels - 1], axis=-1), 1, 2)
 
 
-def nearest(saved: Sequence[int], count: int) -> list[int]:
-    """The saved checkpoints that are nearest to `count` points of a linear grid, each once (sheet B.4)."""
-    grid = np.linspace(min(saved), max(saved), count)
-    at = np.asarray(sorted(saved))
-    return [int(one) for one in at[np.unique(np.argmin(np.abs(grid[:, None] - at[None]), axis=1))]]
-
-
 def parse(manipulations: Sequence[Mapping[str, Any]], where: str) -> list[Manipulation]:
     """Manipulations of the config as specs. Raises `UserError` naming the valid kinds and keys."""
     return [Manipulation.choose(item, f"{where}.{i}") for i, item in enumerate(manipulations)]

@@ -5,7 +5,7 @@ Source: arXiv 2404.07129, Fig. 18.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from repro.data.features import Features
 from repro.errors import UserError
 from repro.expressions import spearman
 from repro.results import NamedArray, Result
+from repro.shards import WHOLE, Part, join
 from repro.training.store import Trained
 
 Pooled = Float[np.ndarray, "seed head"]
@@ -36,16 +37,24 @@ def run(
     Scalars, pooled over seeds and heads: spearman_strength_only_accuracy, spearman_strength_only_loss,
     spearman_strength_time_alone, time_alone.min and .max, never_alone (runs that do not get below).
     """
-    mains = {name: condition(subject, pool.main) for name, pool in spec.pools.items()}
-    shape = _common_shape(mains)
-    first = next(iter(mains.values()))
-    last, heads = first.plan.model.depth - 1, first.plan.model.heads
+    return merge([run_part(subject, data, directory, spec, WHOLE)], spec)
+
+
+def run_part(
+    subject: Mapping[str, Trained], data: Features, directory: Path | None, spec: PooledHeads, part: Part
+) -> Result:  # fmt: skip
+    """The arrays of `run` for some of the seeds, and never_alone [seed]."""
+    every = {name: condition(subject, pool.main) for name, pool in spec.pools.items()}
+    heads = _common_heads(every)
+    first = next(iter(every.values()))
+    last = first.plan.model.depth - 1
+    names = part.of(list(spec.pools))
     sequences = training_sequences(first.plan.sequences, data, spec.sequences)
     take, alone = measure(first, [], sequences, scores=True), MaskedMeasure(sequences)
-    strength, accuracy, loss = np.empty((3, *shape))
-    full = np.empty(shape[0])
-    for row, (name, trained) in enumerate(mains.items()):
-        model = trained.model()
+    strength, accuracy, loss = np.empty((3, len(names), heads))
+    full = np.empty(len(names))
+    for row, name in enumerate(names):
+        model = every[name].model()
         whole = take(model)
         assert whole.induction is not None
         strength[row], full[row] = whole.induction[last], whole.accuracy
@@ -53,13 +62,10 @@ def run(
         only = alone(model, masks, f"heads alone, seed {name}")
         accuracy[row] = [one.accuracy for one in only]
         loss[row] = [one.mean_loss for one in only]
-    times = [
-        _times(subject, pool, f"analysis.pools.{name}", last, heads, spec)
-        for name, pool in spec.pools.items()
-    ]
+    times = [_times(subject, spec.pools[name], f"analysis.pools.{name}", last, heads, spec) for name in names]
     time, never = (np.array([pair[i] for pair in times]) for i in (0, 1))
 
-    seeds: dict[str, Any] = {"seed": list(mains)}
+    seeds: dict[str, Any] = {"seed": names}
     axes = {**seeds, "head": layer_heads(heads, last)}
     arrays = {
         "strength": NamedArray(strength, axes),
@@ -67,8 +73,19 @@ def run(
         "only_loss": NamedArray(loss, axes, "nat"),
         "time_alone": NamedArray(time, axes, "sequence"),
         "accuracy": NamedArray(full, seeds),
+        "never_alone": NamedArray(never, seeds),
     }
-    return Result(summary(strength, accuracy, loss, time) | {"never_alone": float(never.sum())}, arrays)
+    return Result({}, arrays)
+
+
+def merge(parts: Sequence[Result], spec: PooledHeads) -> Result:
+    """All seeds together, and rank correlations over them."""
+    result = join(parts, "seed")
+    never = result.arrays.pop("never_alone").values
+    pooled = ("strength", "only_accuracy", "only_loss", "time_alone")
+    result.scalars.update(summary(*(result.arrays[name].values for name in pooled)))
+    result.scalars["never_alone"] = float(never.sum())
+    return result
 
 
 def summary(strength: Pooled, accuracy: Pooled, loss: Pooled, time: Pooled) -> dict[str, float]:
@@ -102,8 +119,8 @@ def _times(
     return times, never
 
 
-def _common_shape(mains: Mapping[str, Trained]) -> tuple[int, int]:
-    """(seeds, heads). Raises `UserError` unless all have the same heads and see the same sequences."""
+def _common_heads(mains: Mapping[str, Trained]) -> int:
+    """How many heads each has. Raises `UserError` unless all have as many and see the same sequences."""
     plans = [trained.plan for trained in mains.values()]
     for name, plan in zip(mains, plans, strict=True):
         if (plan.model, plan.sequences) != (plans[0].model, plans[0].sequences):
@@ -111,4 +128,4 @@ def _common_shape(mains: Mapping[str, Trained]) -> tuple[int, int]:
                 f"analysis.pools.{name}: its model or sequences differ from those of {next(iter(mains))}."
                 " Pool conditions that differ in the seed alone"
             )
-    return len(plans), plans[0].model.heads
+    return plans[0].model.heads

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import PurePath
 from typing import Annotated, Any, ClassVar, Literal, Self
 
@@ -11,6 +11,11 @@ from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from repro.interventions.specs import Head, Manipulation
 from repro.specs import Family, Spec
+from repro.training.schedule import checkpoint_steps, nearest
+from repro.training.specs import Training
+
+# The checked config by root key, as the condition of this name has it.
+Of = Callable[[str], Mapping[str, Any]]
 
 Factor = Literal["a", "b", "c"]
 Manipulations = list[dict[str, Any]]
@@ -21,7 +26,12 @@ PREVIOUS_TOKEN_HEADS, OTHER_HEADS = "previous_token_heads", "other_heads"
 
 
 class Analysis(Family):
-    """A question asked of a model or of data; `module` has the `run` that answers it."""
+    """A question asked of a model or of data; `module` has the `run` that answers it.
+
+    splits_over: over what it can be split (see `repro.shards`), in the plural; None: it cannot.
+    """
+
+    splits_over: ClassVar[str | None] = None
 
     @property
     def trains(self) -> bool:
@@ -31,6 +41,10 @@ class Analysis(Family):
     def fingerprint(self) -> dict[str, Any]:
         """What of it can change a number, for the run's hash."""
         return self.model_dump(mode="json")
+
+    def items(self, of: Of) -> int | None:
+        """How many of them there are, known from the config alone; None if only model or data tell."""
+        return None
 
 
 class ToyFactors(Analysis):
@@ -81,10 +95,15 @@ class IclFormation(Analysis):
     """
 
     module: ClassVar[str] = "repro.analyses.icl_formation"
+    splits_over: ClassVar[str | None] = "checkpoints"
     kind: Literal["icl_formation"] = "icl_formation"
     thresholds: Thresholds = Thresholds()
     checkpoints: PositiveInt = 101
     sequences: Literal["all"] | PositiveInt = "all"
+
+    def items(self, of: Of) -> int | None:
+        names = list(of("")["conditions"]) or [""]
+        return _measured_checkpoints(of(names[0])["training"], self.checkpoints)
 
 
 class HeadRoles(Analysis):
@@ -96,6 +115,7 @@ class HeadRoles(Analysis):
     """
 
     module: ClassVar[str] = "repro.analyses.head_roles"
+    splits_over: ClassVar[str | None] = "ablations"
     kind: Literal["head_roles"] = "head_roles"
     condition: str = ""
     layer: int = -1
@@ -103,6 +123,16 @@ class HeadRoles(Analysis):
     order: list[Head] | None = None
     also_without: Head | Literal["strongest"] | None = "strongest"
     sequences: Literal["all"] | PositiveInt = "all"
+
+    def items(self, of: Of) -> int | None:
+        """All ablated, each head alone, each removed, added one by one, and so again without one of them."""
+        heads = _heads(of(self.condition))
+        if heads is None or (self.order is not None and self.also_without == "strongest"):
+            return None  # whether the strongest is in the list shows only when it is known
+        added = heads if self.order is None else len(self.order)
+        skipped = self.also_without == "strongest" or self.order is None or self.also_without in self.order
+        again = 0 if self.also_without is None else added - skipped
+        return 1 + 2 * heads + added + again
 
 
 class Pool(Spec):
@@ -120,11 +150,15 @@ class PooledHeads(Analysis):
     """
 
     module: ClassVar[str] = "repro.analyses.pooled_heads"
+    splits_over: ClassVar[str | None] = "pools"
     kind: Literal["pooled_heads"] = "pooled_heads"
     pools: dict[str, Pool] = Field(min_length=1)
     threshold: PositiveFloat = 0.2773
     evaluator: str = "fsl_train"
     sequences: Literal["all"] | PositiveInt = "all"
+
+    def items(self, of: Of) -> int | None:
+        return len(self.pools)
 
 
 class CircuitSettings(Analysis):
@@ -140,6 +174,7 @@ class CircuitSettings(Analysis):
     """
 
     module: ClassVar[str] = "repro.analyses.circuit_settings"
+    splits_over: ClassVar[str | None] = "pairs of setting and checkpoint"
     kind: Literal["circuit_settings"] = "circuit_settings"
     condition: str = ""
     settings: dict[Name, Manipulations | None] = Field(min_length=1)
@@ -148,6 +183,11 @@ class CircuitSettings(Analysis):
     baseline: str | None = None
     report_at: list[Natural] = []
     sequences: Literal["all"] | PositiveInt = "all"
+
+    def items(self, of: Of) -> int | None:
+        count = 1 if self.checkpoints == "last" else self.checkpoints
+        along = _measured_checkpoints(of(self.condition)["training"], count)
+        return None if along is None else len(self.settings) * along
 
     @model_validator(mode="after")
     def _settings_are_manipulations(self) -> Self:
@@ -188,10 +228,16 @@ class Wiring(Analysis):
     """
 
     module: ClassVar[str] = "repro.analyses.wiring"
+    splits_over: ClassVar[str | None] = "ablations"
     kind: Literal["wiring"] = "wiring"
     condition: str = ""
     checkpoint: Literal["last"] | Natural = "last"
     sequences: Literal["all"] | PositiveInt = "all"
+
+    def items(self, of: Of) -> int | None:
+        """Each head of layer 1 alone, and with each of layer 0 removed or kept; two sites preserved."""
+        heads = _heads(of(self.condition))
+        return None if heads is None else 2 * (heads + 2 * heads**2)
 
 
 class CopySpecificity(Analysis):
@@ -201,11 +247,16 @@ class CopySpecificity(Analysis):
     """
 
     module: ClassVar[str] = "repro.analyses.copy_specificity"
+    splits_over: ClassVar[str | None] = "pairs of setting and head"
     kind: Literal["copy_specificity"] = "copy_specificity"
     condition: str = ""
     checkpoint: Literal["last"] | Natural = "last"
     reference: Head | None = None
     sequences: Literal["all"] | PositiveInt = "all"
+
+    def items(self, of: Of) -> int | None:
+        heads = _heads(of(self.condition))
+        return None if heads is None else 2 * heads
 
 
 class Inspect(Analysis):
@@ -230,3 +281,16 @@ class Inspect(Analysis):
     def fingerprint(self) -> dict[str, Any]:
         """The folders of runs and of trained models are named by their hashes, so they may move."""
         return {**super().fingerprint(), "run": self.run and PurePath(self.run).name}
+
+
+def _heads(specs: Mapping[str, Any]) -> int | None:
+    """Heads of a layer, None where the model itself must tell."""
+    return getattr(specs["model"], "heads", None)
+
+
+def _measured_checkpoints(training: Training | None, count: int) -> int | None:
+    """How many checkpoints an analysis finds that asks for `count` along a linear grid."""
+    if training is None:
+        return None
+    saved = [int(step) * training.batch for step in checkpoint_steps(training)]
+    return len(nearest(saved or [0], count))  # the end is always saved

@@ -5,7 +5,7 @@ Source: arXiv 2404.07129, Fig. 11.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from repro.expressions import spearman
 from repro.interventions.specs import Preserve
 from repro.models.icl_transformer import IclTransformerModel
 from repro.results import NamedArray, Result
+from repro.shards import WHOLE, Part, join
 from repro.training.store import Trained
 
 MODES = ("removed", "kept")
@@ -40,43 +41,58 @@ def run(
     `composition`. Scalars: composition.<kind>.min and .max; spearman_k_composition_kept (with accuracy,
     only that head kept, values preserved) and spearman_v_composition_kept (patterns preserved).
     """
+    return merge([run_part(subject, data, directory, spec, WHOLE)], spec)
+
+
+def run_part(
+    subject: Mapping[str, Trained], data: Features, directory: Path | None, spec: Wiring, part: Part
+) -> Result:  # fmt: skip
+    """Accuracy and loss [case] of some of the ablations, site by site, and `composition`."""
     trained = condition(subject, spec.condition)
     model = trained.model(spec.checkpoint)
     if len(model.blocks) != 2:
         raise UserError(f"analysis: wiring is defined for two layers, got model.depth={len(model.blocks)}")
     sequences = training_sequences(trained.plan.sequences, data, spec.sequences)
-    count = model.heads
     masks = np.stack([*_alone(model), *_pairs(model)])
-    accuracy, loss = np.empty((2, len(MODES), len(PRESERVED), count, count))
-    alone: list[Measured] = []
-    for at, site in enumerate(PRESERVED):
-        measured = MaskedMeasure(sequences, [Preserve(sites=[site])])(
-            model, masks, f"wiring, {site} preserved"
-        )
-        # Nothing of layer 0 is ablated here, so it does not matter what is preserved.
-        alone, pairs = measured[:count], measured[count:]
-        shape = (len(MODES), count, count)
-        accuracy[:, at] = np.reshape([one.accuracy for one in pairs], shape)
-        loss[:, at] = np.reshape([one.mean_loss for one in pairs], shape)
-
-    readers: dict[str, Any] = {"layer1_head": layer_heads(count, 1)}
-    writers: dict[str, Any] = {"layer0_head": layer_heads(count, 0)}
-    axes = {"mode": list(MODES), "preserved": list(PRESERVED), **readers, **writers}
-    scores = composition(model)
+    cases = part.of([(site, index) for site in PRESERVED for index in range(len(masks))])
+    measured: list[Measured] = []
+    for site in PRESERVED:
+        here = masks[[index for one, index in cases if one == site]]
+        if len(here):
+            take = MaskedMeasure(sequences, [Preserve(sites=[site])])
+            measured += take(model, here, f"wiring, {site} preserved")
+    names: dict[str, Any] = {"case": [f"{site}.{index}" for site, index in cases]}
+    readers: dict[str, Any] = {"layer1_head": layer_heads(model.heads, 1)}
+    writers: dict[str, Any] = {"layer0_head": layer_heads(model.heads, 0)}
     arrays = {
-        "accuracy": NamedArray(accuracy, axes),
-        "loss": NamedArray(loss, axes, "nat"),
-        "only_accuracy": NamedArray(np.array([one.accuracy for one in alone]), readers),
-        "only_loss": NamedArray(np.array([one.mean_loss for one in alone]), readers, "nat"),
-        "composition": NamedArray(scores, {"kind": list(KINDS), **readers, **writers}),
+        "accuracy": NamedArray(np.array([one.accuracy for one in measured]), names),
+        "loss": NamedArray(np.array([one.mean_loss for one in measured]), names, "nat"),
+        "composition": NamedArray(composition(model), {"kind": list(KINDS), **readers, **writers}),
     }
-    kept = accuracy[MODES.index("kept")]
-    scalars = {f"composition.{kind}.min": float(scores[i].min()) for i, kind in enumerate(KINDS)}
-    scalars |= {f"composition.{kind}.max": float(scores[i].max()) for i, kind in enumerate(KINDS)}
+    return Result({}, arrays)
+
+
+def merge(parts: Sequence[Result], spec: Wiring) -> Result:
+    """The ablations as tables of pairs of heads, and how they go with the composition scores."""
+    result = join(parts, "case")
+    arrays, scalars = result.arrays, result.scalars
+    scores, heads = arrays["composition"].values, arrays["composition"].axes
+    readers = {"layer1_head": heads["layer1_head"]}
+    axes = {"mode": list(MODES), "preserved": list(PRESERVED), **readers, "layer0_head": heads["layer0_head"]}
+    count = scores.shape[1]
+    for name, unit in (("accuracy", "1"), ("loss", "nat")):
+        cases = arrays[name].values.reshape(len(PRESERVED), -1)
+        # Nothing of layer 0 is ablated in the first ones, so it does not matter what is preserved.
+        arrays[f"only_{name}"] = NamedArray(cases[-1, :count], readers, unit)
+        pairs = cases[:, count:].reshape(len(PRESERVED), len(MODES), count, count)
+        arrays[name] = NamedArray(np.moveaxis(pairs, 1, 0), axes, unit)
+    kept = arrays["accuracy"].values[MODES.index("kept")]
+    scalars.update({f"composition.{kind}.min": float(scores[i].min()) for i, kind in enumerate(KINDS)})
+    scalars.update({f"composition.{kind}.max": float(scores[i].max()) for i, kind in enumerate(KINDS)})
     for kind, site in (("k", "v"), ("v", "pattern")):
         values = kept[PRESERVED.index(site)]
         scalars[f"spearman_{kind}_composition_kept"] = spearman(scores[KINDS.index(kind)], values)
-    return Result(scalars, arrays)
+    return result
 
 
 def composition(model: IclTransformerModel) -> Float[np.ndarray, "kind layer1_head layer0_head"]:

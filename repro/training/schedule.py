@@ -58,3 +58,10 @@ def checkpoint_steps(training: Training) -> Int[np.ndarray, " checkpoint"]:
         return np.zeros(0, dtype=np.int64)
     scheduled = entries(training.checkpoint_every, training.checkpoint_at, training.sequences)
     return np.append(steps(scheduled, training.sequences, training.batch), step_count(training))
+
+
+def nearest(saved: Sequence[int], count: int) -> list[int]:
+    """The saved checkpoints that are nearest to `count` points of a linear grid, each once (sheet B.4)."""
+    grid = np.linspace(min(saved), max(saved), count)
+    at = np.asarray(sorted(saved))
+    return [int(one) for one in at[np.unique(np.argmin(np.abs(grid[:, None] - at[None]), axis=1))]]

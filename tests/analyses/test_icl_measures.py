@@ -17,7 +17,6 @@ from repro.analyses.icl_measures import (
     layer_index,
     measure,
     mended,
-    nearest,
     parse,
     previous_token_score,
     training_sequences,
@@ -26,6 +25,7 @@ from repro.data.features import Features
 from repro.data.specs import Sequences
 from repro.errors import UserError
 from repro.interventions.specs import AblateHeads, InductionHeads
+from repro.training.schedule import nearest
 from tests.analyses.small_runs import CLASSES, COUNT, SEQUENCES, circuit, circuit_run, features, random_run
 
 
