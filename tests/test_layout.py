@@ -35,6 +35,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     "aggregation": {"config"},
     "listing": set(),
     "planned": {"config", "root_specs", "training"},
+    "machines": {"hardware"},
+    "job_costs": {"config", "root_specs", "planned", "machines", "models", "data", "training", "analyses"},
+    "estimates": {"config", "hardware", "machines", "job_costs", "fitting", "estimate_text"},
+    "fitting": {"config", "hardware", "machines", "listing", "estimates"},
+    "estimate_text": {"config", "hardware", "machines", "estimates"},
     "pipeline": {"config", "root_specs", "hardware", "planned", "aggregation", "claims", "tracking", "models",
                  "data", "training", "interventions", "analyses", "figures", "report"},
     "workers": {"pipeline", "config", "hardware"},
@@ -135,7 +140,7 @@ def test_init_files_are_empty() -> None:
 
 def test_what_is_imported_before_work_starts_is_light() -> None:
     """Specs, and everything up to the moment a run starts, load neither JAX nor PyTorch nor matplotlib."""
-    light = ["config", "cluster", "workers", "results", "run_directory", "listing", "claims", "tracking"]
+    light = ["config", "cluster", "estimates", "estimate_text", "workers", "results", "run_directory", "listing", "claims", "tracking"]
     modules = [f"repro.{name}" for name in light if (ROOT / "repro" / f"{name}.py").exists()]
     modules += [
         ".".join(path.relative_to(ROOT).with_suffix("").parts)
