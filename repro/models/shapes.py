@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from repro.costs import Work
+
 DTYPE_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
 LINEAR, LAYER_NORM, RMS_NORM = "linear", 2, 1
 
@@ -179,6 +181,18 @@ class Shape:
         channels = 6 * self.width + self.mlp_width * (2 if self._of_family.gated else 1)
         scores = 2 * self.heads * tokens * length if attention == "eager" else 0
         return (channels * tokens + scores) * DTYPE_BYTES[dtype]
+
+    def work_bytes(self, work: Work, dtype: str, attention: Literal["eager", "sdpa"]) -> float:
+        """Activations and logits of one batch of this work."""
+        tokens = work.batch * work.length
+        passing = self.passing_bytes(tokens, work.length, dtype, attention)
+        logits = work.batch * work.unembedded * self.vocabulary * (DTYPE_BYTES[dtype] + 4)  # and in float32
+        if not work.backwards:
+            return passing + logits
+        saved = self.saved_bytes(tokens, work.length, dtype, attention)
+        if work.recomputed:  # the stream before every layer, and one layer's own
+            saved = saved / self.layers + self.layers * tokens * self.width * DTYPE_BYTES[dtype]
+        return saved + passing + logits + (self.weights_bytes(dtype) if work.weight_gradients else 0)
 
 
 def _said(checkpoint: bool | None, family: bool) -> bool:

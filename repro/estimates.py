@@ -1,0 +1,238 @@
+"""What a run will need, from its config alone: memory, operations, time and GPU hours; and whether it fits.
+
+Nothing is loaded. Sizes and operations are counted; times divide them by a machine's peak and an efficiency
+that the lines name, and are rough: within a factor of two or three.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from repro.config import Config
+from repro.errors import UserError
+from repro.hardware import Hardware, cpu_count
+from repro.job_costs import CUDA_BYTES, PROCESS_BYTES, SHARD_BYTES, START_SECONDS, Load, TrainingRun, load_of
+from repro.machines import BUS, GIB, RUNTIME_GB, Machine, machine
+from repro.run_directory import RunDirectory
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Of one job, or of several together (`total`).
+
+    parameters, weights_bytes: of the largest model; None if there is none or its sizes are unknown.
+    memory_bytes: the peak where the model lies, on all GPUs of the job or on the host; None if unknown.
+    host_bytes: the peak on the host. flops: operations. seconds: of the job, and of all jobs one after the
+    other for a total. gpu_hours, cpu_hours: GPUs and cores that are reserved, times that.
+    known: False if something is not modelled, so that the rest is a lower bound.
+    trainings: by digest, with operations and seconds, so that a total counts shared ones once.
+    lines: for people, how each term comes about.
+    """
+
+    title: str
+    parameters: int | None
+    weights_bytes: float | None
+    memory_bytes: float | None
+    host_bytes: float
+    flops: float
+    seconds: float
+    gpu_hours: float
+    cpu_hours: float
+    known: bool = True
+    trainings: tuple[tuple[str, float, float], ...] = ()
+    lines: tuple[str, ...] = ()
+    jobs: int = 1
+
+
+def estimate(config: Config, hardware: Hardware | None = None) -> Estimate:
+    """What a run needs on a hardware profile, the config's own if none is given.
+
+    A part of a run (`config.part`) has its share of the analysis. Raises `UserError` for impossible ones.
+    """
+    hardware = hardware or Hardware.parse(config.values["hardware"], "hardware")
+    if config.part is None and not config.values["rerun"] and RunDirectory(config.directory).is_done():
+        nothing = ("finished already: nothing to do",)
+        return Estimate(config.title, None, None, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, lines=nothing)
+    load = load_of(config, training_workers(hardware))
+    at = machine(hardware, cores_of(hardware), load.dtype)
+    share = 1 / config.part[1] if config.part else 1 / int(config.values.get("shards") or 1)
+    analysis = load.cost.total_flops(load.shape) if load.shape else load.cost.flops
+    rate = 1e12 * _rate(load, at)
+    passes = max(analysis / rate, _streamed(load, hardware, at))
+    trainings = [(run.digest, run.flops, run.flops / rate) for run in load.trainings]
+    seconds = START_SECONDS + _side_by_side(load.trainings, rate, hardware) + share * passes
+    memory, host = _memory(load, hardware, at)
+    analysis_share = share if config.part else 1
+    return Estimate(
+        config.title,
+        load.shape.parameters if load.shape else None,
+        load.shape.weights_bytes(load.dtype) if load.shape else None,
+        memory,
+        host,
+        sum(run.flops for run in load.trainings) + analysis_share * analysis,
+        seconds,
+        at.gpus * seconds / 3600,
+        at.cores * seconds / 3600,
+        load.known and load.cost.modelled,
+        tuple(trainings),
+        _lines(load, hardware, at, analysis, share),
+    )
+
+
+def total(estimates: Sequence[Estimate]) -> Estimate:
+    """All jobs together: sums, the largest memory, and each training that several need once."""
+    if not estimates:
+        raise ValueError("total: no estimates")
+    seen: set[str] = set()
+    flops = seconds = gpu = cpu = 0.0
+    for one in estimates:
+        again = [run for run in one.trainings if run[0] in seen]
+        seen |= {run[0] for run in one.trainings}
+        saved = min(sum(run[2] for run in again), one.seconds)
+        kept = 1 - saved / one.seconds if one.seconds else 1.0
+        flops += one.flops - sum(run[1] for run in again)
+        seconds, gpu, cpu = (
+            seconds + kept * one.seconds,
+            gpu + kept * one.gpu_hours,
+            cpu + kept * one.cpu_hours,
+        )
+    known = [one.memory_bytes for one in estimates if one.memory_bytes is not None]
+    largest = max(estimates, key=lambda one: one.parameters or 0)
+    return replace(
+        largest, title=f"total of {len(estimates)}", memory_bytes=max(known, default=None),
+        host_bytes=max(one.host_bytes for one in estimates), flops=flops, seconds=seconds, gpu_hours=gpu,
+        cpu_hours=cpu, known=all(one.known for one in estimates), lines=(), trainings=(),
+        jobs=sum(one.jobs for one in estimates),
+    )  # fmt: skip
+
+
+def check_fits(config: Config, hardware: Hardware) -> None:
+    """Raise `UserError`, with what would fit, if a run needs more memory than its profile has.
+
+    A config that is wrong otherwise is left to the run itself: one of several does not stop the others.
+    """
+    try:
+        need = estimate(config, hardware)
+    except UserError:
+        return
+    problem = shortage(need, hardware)
+    if problem is not None:
+        from repro.fitting import hints
+
+        raise UserError(f"{config.title}: {problem}. {hints(config, hardware, need)}")
+
+
+def shortage(need: Estimate, hardware: Hardware) -> str | None:
+    """What there is too little of on a profile, in words; None if the run fits as far as is known."""
+    at = machine(hardware, cores_of(hardware))
+    if at.on_gpu and at.memory_gb is not None and need.memory_bytes is not None and need.weights_bytes:
+        used = at.gpus if hardware.device_map else 1
+        # With a device map, what is too much for the GPUs lies on the host, and counts there.
+        if need.memory_bytes > used * at.memory_gb * GIB and not _spreads(hardware):
+            needed, weights = need.memory_bytes / GIB, need.weights_bytes / GIB
+            return (
+                f"the model needs {needed:.1f} GiB of GPU memory ({weights:.1f} GiB weights), the profile has"
+                f" {used} x {at.memory_gb:g} GiB"
+            )
+    limit, where = hardware.memory_gb, "hardware.memory_gb"
+    if limit is None and hardware.executor != "slurm":
+        limit, where = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / GIB, "this machine"
+    if limit is not None and need.host_bytes > limit * GIB:
+        needed = f"{need.host_bytes / GIB:.1f}"
+        return f"{where} has {limit:.4g} GiB, and the run needs about {needed} GiB on the host"
+    return None
+
+
+def _spreads(hardware: Hardware) -> bool:
+    """Whether what does not fit the GPUs may lie in host memory."""
+    return hardware.device_map is not None and hardware.memory_gb is not None
+
+
+def cores_of(hardware: Hardware) -> int:
+    """CPU cores of one job."""
+    if hardware.threads or hardware.executor == "slurm":
+        return hardware.threads or hardware.cpus
+    return cpu_count()
+
+
+def training_workers(hardware: Hardware) -> int:
+    """Trainings that run side by side in one job, beside the process that waits for them; 0: in it."""
+    return 0 if hardware.device == "cuda" or hardware.threads == 1 else cores_of(hardware)
+
+
+def _rate(load: Load, at: Machine) -> float:
+    """TFLOP/s. Small models are bound by latency: they are as fast as on one core, on any machine."""
+    if load.small:
+        return machine(Hardware(executor="inline", threads=1), 1).tflops
+    return at.tflops
+
+
+def _side_by_side(trainings: Sequence[TrainingRun], rate: float, hardware: Hardware) -> float:
+    """Seconds of all trainings: as long as the longest, or as their sum shared out."""
+    times = [run.flops / rate for run in trainings]
+    return max(max(times, default=0), sum(times) / max(1, training_workers(hardware)))
+
+
+def _spilled(load: Load, hardware: Hardware, at: Machine) -> float:
+    """Bytes of weights that a device map leaves on the host."""
+    if not (at.on_gpu and load.shape and hardware.device_map and at.memory_gb):
+        return 0.0
+    room = at.gpus * (at.memory_gb - RUNTIME_GB) * GIB - load.activation_bytes
+    return max(0.0, load.shape.weights_bytes(load.dtype) - room)
+
+
+def _streamed(load: Load, hardware: Hardware, at: Machine) -> float:
+    """Seconds to read the weights at each pass, from the GPU's memory or over the bus."""
+    if load.small or load.shape is None or at.bandwidth is None:
+        return 0.0
+    outside = _spilled(load, hardware, at)
+    once = (load.shape.weights_bytes(load.dtype) - outside) / at.bandwidth + outside / BUS
+    return sum(work.passes for work in load.cost.works) * once / 1e12
+
+
+def _memory(load: Load, hardware: Hardware, at: Machine) -> tuple[float | None, float]:
+    """Peak bytes where the model lies (None: unknown), and on the host."""
+    if load.small:
+        return (load.host_bytes if load.known else None), load.host_bytes
+    if load.shape is None:
+        return None, load.host_bytes
+    weights = load.shape.weights_bytes(load.dtype)
+    if not at.on_gpu:
+        both = load.host_bytes + weights + load.activation_bytes
+        return both, both
+    used = at.gpus if hardware.device_map else 1
+    on_gpus = weights + load.activation_bytes + used * RUNTIME_GB * GIB
+    spilled = _spilled(load, hardware, at)
+    return on_gpus, PROCESS_BYTES + CUDA_BYTES + spilled + min(weights, SHARD_BYTES)
+
+
+def _lines(load: Load, hardware: Hardware, at: Machine, analysis: float, share: float) -> tuple[str, ...]:
+    from repro.estimate_text import flops_text
+
+    lines = [*load.lines, *(run.says for run in load.trainings)]
+    works = ", ".join(work.says for work in load.cost.works)
+    if analysis or works:
+        lines.append(f"analysis: {flops_text(analysis)}" + (f" ({works})" if works else ""))
+    lines += [f"analysis: {line}" for line in load.cost.lines]
+    if share < 1:
+        lines.append(f"analysis split into {round(1 / share)} parts, each with its share of it")
+    if at.on_gpu and not load.small and load.shape:
+        lines.append(
+            f"GPU memory: {RUNTIME_GB:g} GiB beside weights and activations, for libraries, on each GPU"
+        )
+    outside = _spilled(load, hardware, at)
+    if outside:
+        lines.append(
+            f"{outside / GIB:.1f} GiB of weights stay on the host and come over the bus at each pass"
+        )
+    speed = at.says
+    if load.small:
+        speed = machine(Hardware(executor="inline", threads=1), 1).says
+        if at.on_gpu:
+            speed += ", also on a GPU: so small a model waits for its kernels to start"
+    lines.append(f"time: {speed}, and {START_SECONDS:g} s to start; rough, within a factor of 2 or 3")
+    if hardware.device == "auto":
+        lines.append("device auto: estimated for the CPU")
+    return tuple(lines)
