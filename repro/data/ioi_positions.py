@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from jaxtyping import Int
@@ -76,7 +76,10 @@ def single_tokens(prompts: PromptSet, tokenizer: Any) -> dict[str, int]:
 
     Raises `UserError` that lists the words that are several tokens (or unknown), or share one.
     """
-    words = dict.fromkeys([*prompts.words.names, *prompts.words.places, *prompts.words.objects])
+    words = dict.fromkeys(prompts.words.names)
+    for slot, items in (("[PLACE]", prompts.words.places), ("[OBJECT]", prompts.words.objects)):
+        if any(slot in template for template in prompts.groups):
+            words |= dict.fromkeys(items)
     for prompt in prompts.prompts:
         # Words from elsewhere: animals, or records that were edited.
         words |= dict.fromkeys(filter(None, (prompt.io, prompt.s1, prompt.s2, prompt.c, prompt.final)))
@@ -84,18 +87,18 @@ def single_tokens(prompts: PromptSet, tokenizer: Any) -> dict[str, int]:
     encoded = _encode(tokenizer, [context, *(f"{context} {word}" for word in words)])
     before = len(encoded[context])
     tails = {word: encoded[f"{context} {word}"][before:] for word in words}
-    unknown = getattr(tokenizer, "unk_token_id", None)
-    known_marks = {unknown} if unknown != getattr(tokenizer, "eos_token_id", None) else set()
-    split = [f"{word} ({len(ids)} tokens)" for word, ids in tails.items() if len(ids) != 1]
-    split += [
-        f"{word} (unknown)" for word, ids in tails.items() if len(ids) == 1 and ids[0] in known_marks - {None}
+    unknown = [getattr(tokenizer, "unk_token_id", None)]
+    split = [
+        f"{word} (unknown)" if ids == unknown else f"{word} ({len(ids)} tokens)"
+        for word, ids in tails.items()
+        if len(ids) != 1 or ids == unknown
     ]
     if split:
         raise UserError(
-            f"data: every name, place and object must be one token behind a space; with this model's tokenizer"
-            f" {len(split)} of {len(words)} are not: {', '.join(split[:12])}{', ...' if len(split) > 12 else ''}."
-            ' Give your own lists with data.words=FILE.json, e.g. {"names": ["Mary", ...], "places": [...],'
-            ' "objects": [...]}'
+            "data: every name, place and object must be one token behind a space; with this model's"
+            f" tokenizer {len(split)} of {len(words)} are not: {', '.join(split[:12])}"
+            f"{', ...' if len(split) > 12 else ''}. Give your own lists with data.words=FILE.json, e.g."
+            ' {"names": ["Mary", ...], "places": [...], "objects": [...]}'
         )
     taken: dict[int, str] = {}
     for word, (token,) in tails.items():
@@ -107,17 +110,14 @@ def single_tokens(prompts: PromptSet, tokenizer: Any) -> dict[str, int]:
 
 
 def start_token(tokenizer: Any) -> int:
-    """The id of the start token; of the end-of-text token where there is no other. `UserError` without both."""
-    for name in ("bos_token_id", "eos_token_id"):
-        if getattr(tokenizer, name, None) is not None:
-            return int(getattr(tokenizer, name))
+    """The id of the start token, or else of the end-of-text token. Raises `UserError` without both."""
+    found = [getattr(tokenizer, name, None) for name in ("bos_token_id", "eos_token_id")]
     lookup = getattr(tokenizer, "token_to_id", lambda text: None)
-    for text in ("<|begin_of_text|>", "<s>", "<|endoftext|>", "</s>"):
-        if lookup(text) is not None:
-            return lookup(text)
-    raise UserError(
-        "data.bos: this tokenizer has neither a start nor an end-of-text token. Set data.bos=false"
-    )
+    found += [lookup(text) for text in ("<|begin_of_text|>", "<s>", "<|endoftext|>", "</s>")]
+    for token in found:
+        if token is not None:
+            return int(token)
+    raise UserError("data.bos: this tokenizer has no start and no end-of-text token. Set data.bos=false")
 
 
 def _encode(tokenizer: Any, texts: Sequence[str]) -> dict[str, list[int]]:
@@ -127,11 +127,11 @@ def _encode(tokenizer: Any, texts: Sequence[str]) -> dict[str, list[int]]:
             "data: prompts are text and this model has no tokenizer. Put its tokenizer files into the model's"
             " folder, or give token ids with data=token_pairs data.path=PAIRS.json"
         )
-    wanted = [text for text in texts if text]
+    wanted, found = [text for text in texts if text], []
     if hasattr(tokenizer, "encode_batch"):
         found = [each.ids for each in tokenizer.encode_batch(wanted, add_special_tokens=False)]
     elif callable(tokenizer):
-        found = tokenizer(wanted, add_special_tokens=False)["input_ids"]
+        found = cast(Any, tokenizer)(wanted, add_special_tokens=False)["input_ids"]
     else:
         found = [tokenizer.encode(text, add_special_tokens=False) for text in wanted]
     return {"": [], **dict(zip(wanted, map(list, found), strict=True))}
@@ -147,8 +147,8 @@ def _cuts(text: str, spans: Mapping[str, tuple[int, int]]) -> dict[str, int]:
 def _column(row: list[int], before: list[int], text: str, key: str) -> int:
     if row[: len(before)] != before:
         raise UserError(
-            f"data: position {key}: this tokenizer encodes the beginning of {text!r} differently on its own and"
-            " within the text, so positions cannot be found. Give token ids with data=token_pairs"
+            f"data: position {key}: this tokenizer encodes the beginning of {text!r} differently on its own"
+            " and within the text, so positions cannot be found. Give token ids with data=token_pairs"
         )
     return len(before)
 
@@ -157,8 +157,8 @@ def _check_names(prompt: Prompt, row: list[int], at: Mapping[str, int], ids: Map
     for slot, word in (("IO", prompt.io), ("S1", prompt.s1), ("S2", prompt.s2)):
         if row[at[slot]] != ids[word]:
             raise UserError(
-                f"data: {word} at {slot} of {prompt.text!r} is not its token behind a space. Names need a space"
-                " before them: a template must not begin with a name"
+                f"data: {word} at {slot} of {prompt.text!r} is not its token behind a space. Names need a"
+                " space before them: a template must not begin with a name"
             )
 
 

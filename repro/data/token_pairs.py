@@ -62,7 +62,7 @@ class PromptPairs:
         return self.positions[name]
 
     def column(self, name: str) -> int:
-        """The column of a named position where all rows have the same. Raises `UserError` where they differ."""
+        """The column of a named position that all rows share. Raises `UserError` where they differ."""
         columns = sorted(set(self.position(name).tolist()))
         if len(columns) > 1:
             raise UserError(
@@ -77,9 +77,9 @@ class PromptPairs:
         if self.clean.tokens.shape != self.corrupt.tokens.shape or not torch.equal(lengths, others):
             row = next(iter((lengths != others).nonzero().flatten().tolist()), 0)
             raise UserError(
-                f"data: clean and corrupt prompts must have the same length; prompt {row} has {int(lengths[row])}"
-                f" and {int(others[row])} tokens. Choose a corruption that keeps positions, e.g."
-                " data.corruption=[ABC]"
+                f"data: clean and corrupt prompts must have the same length; prompt {row} has"
+                f" {int(lengths[row])} and {int(others[row])} tokens. Choose a corruption that keeps"
+                " positions, e.g. data.corruption=[ABC]"
             )
         for name in self.positions if names is None else names:
             here, there = self.position(name), self.corrupt_positions[name]
@@ -141,16 +141,12 @@ def from_mapping(found: Any, source: str, sha256: str) -> PromptPairs:
     keys = [*REQUIRED, *OPTIONAL]
     if not isinstance(found, Mapping):
         raise UserError(f"{source}: expected a mapping like {EXAMPLE}; got {type(found).__name__}")
-    missing, unknown = (
-        [key for key in REQUIRED if key not in found],
-        [key for key in found if key not in keys],
-    )
+    missing, unknown = set(REQUIRED) - set(found), set(found) - set(keys)
     if missing or unknown:
-        said = [f"missing: {', '.join(missing)}"] * bool(missing) + [f"unknown: {', '.join(unknown)}"] * bool(
-            unknown
-        )
         raise UserError(
-            f"{source}: expected the keys {', '.join(keys)}; {'; '.join(said)}. Write e.g. {EXAMPLE}"
+            f"{source}: expected the keys {', '.join(keys)} (the last is optional);"
+            f" missing: {', '.join(sorted(missing)) or 'none'};"
+            f" unknown: {', '.join(sorted(map(str, unknown))) or 'none'}. Write e.g. {EXAMPLE}"
         )
     clean, corrupt = (_rows(found[key], f"{source}: {key}") for key in ("clean", "corrupt"))
     lengths = [len(row) for row in clean]
@@ -159,8 +155,8 @@ def from_mapping(found: Any, source: str, sha256: str) -> PromptPairs:
     same = [i for i in range(len(clean)) if answer[i] == wrong[i]]
     if same:
         raise UserError(
-            f"{source}: answer and wrong must differ, or their logit difference is 0; they are equal in prompts"
-            f" {same[:5]} (from 0)"
+            f"{source}: answer and wrong must differ, or their logit difference is 0; they are equal in"
+            f" prompts {same[:5]} (from 0)"
         )
     positions = _positions(found["positions"], lengths, f"{source}: positions")
     groups = _column(found.get("groups", [0] * len(clean)), f"{source}: groups", len(clean))
@@ -198,7 +194,8 @@ def _column(value: Any, where: str, count: int) -> list[int]:
 def _check_twins(clean: list[int], corrupt: list[int], source: str) -> None:
     if len(clean) != len(corrupt):
         raise UserError(
-            f"{source}: clean and corrupt must hold the same number of prompts; got {len(clean)} and {len(corrupt)}"
+            f"{source}: clean and corrupt must hold the same number of prompts;"
+            f" got {len(clean)} and {len(corrupt)}"
         )
     differ = [i for i, (one, other) in enumerate(zip(clean, corrupt, strict=True)) if one != other]
     if differ:
@@ -212,8 +209,8 @@ def _check_twins(clean: list[int], corrupt: list[int], source: str) -> None:
 def _positions(value: Any, lengths: list[int], where: str) -> dict[str, Tensor]:
     if not isinstance(value, Mapping) or "END" not in value:
         raise UserError(
-            f"{where}: expected names with columns, END among them (where the answer is due); got {_short(value)}."
-            ' Write e.g. {"END": 14, "S2": 10}'
+            f"{where}: expected names with columns, END among them (where the answer is due);"
+            f' got {_short(value)}. Write e.g. {{"END": 14, "S2": 10}}'
         )
     positions = {}
     for name, given in value.items():
