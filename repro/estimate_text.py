@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from repro import estimates
 from repro.config import Config
-from repro.estimates import Estimate
+from repro.estimates import Estimate, total
 from repro.hardware import Hardware, cpu_count
 from repro.machines import GIB
+
+if TYPE_CHECKING:
+    from repro.tasks import Task
 
 _PREFIXES = ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"))
 
@@ -25,11 +29,27 @@ def text(one: Estimate) -> str:
 
 
 def dry_run(configs: Sequence[Config], hardware: Hardware) -> str:
-    """What runs of one hardware profile would need: each job, how it comes about, and all together."""
+    """What runs of one hardware profile would need: each, how it comes about, and all together."""
     each = [estimates.estimate(config, hardware) for config in configs]
+    names = [f"{config.title} seed={config.values['seed']}" for config in configs]
+    return _listed(names, each, [hardware] * len(configs))
+
+
+def jobs(tasks: Sequence[Task]) -> str:
+    """The same of jobs to be submitted: trainings, parts of analyses, and runs."""
+    each = [estimates.of_task(task) for task in tasks]
+    return _listed(
+        [task.title for task in tasks], each, [task.hardware for task in tasks], [task.kind for task in tasks]
+    )
+
+
+def _listed(
+    names: Sequence[str], each: Sequence[Estimate], where: Sequence[Hardware], stages: Sequence[str] = ()
+) -> str:
+    """stages: of each, those of one wait for all of the stage before."""
     lines, said = ["# estimate, from the config alone"], None
-    for config, one in zip(configs, each, strict=True):
-        lines.append(f"# {one.title} seed={config.values['seed']}: {text(one)}")
+    for name, one, hardware in zip(names, each, where, strict=True):
+        lines.append(f"# {name}: {text(one)}")
         if one.lines != said:  # repeats of an experiment come about alike
             lines += [f"#   {line}" for line in one.lines]
         said = one.lines
@@ -41,8 +61,7 @@ def dry_run(configs: Sequence[Config], hardware: Hardware) -> str:
                 f"#   longer than the time limit of {time_text(60 * hardware.timeout_min)}: it would go on in"
                 f" up to {hardware.max_requeues} requeued jobs"
             )
-    lines.append(f"# {_together(each, hardware)}")
-    return "\n".join(lines)
+    return "\n".join([*lines, f"# {_together(each, where, stages)}"])
 
 
 def refuse(configs: Sequence[Config], hardware: Hardware) -> None:
@@ -51,19 +70,28 @@ def refuse(configs: Sequence[Config], hardware: Hardware) -> None:
         estimates.check_fits(config, hardware)
 
 
-def _together(each: Sequence[Estimate], hardware: Hardware) -> str:
-    whole = estimates.total(each)
-    at_once = 1
+def _together(each: Sequence[Estimate], where: Sequence[Hardware], stages: Sequence[str]) -> str:
+    if not each:
+        return "total: nothing to do"
+    whole = total(each)
+    at_once = min(max(_at_once(hardware) for hardware in where), len(each))
+    elapsed = 0.0
+    for stage in dict.fromkeys(stages) or [""]:
+        part = [one for one, its in zip(each, stages or [""] * len(each), strict=True) if its == stage]
+        elapsed += max(max(one.seconds for one in part), total(part).seconds / at_once)
+    count = f"{whole.jobs} job{'s' if whole.jobs > 1 else ''}"
+    array = (
+        f", at most {at_once} at a time: about {time_text(elapsed)} without queueing" if len(each) > 1 else ""
+    )
+    return f"total: {count}{array}; {text(whole)}"
+
+
+def _at_once(hardware: Hardware) -> int:
     if hardware.executor == "slurm":
-        at_once = hardware.nodes if hardware.nodes > 1 else hardware.array_parallelism
-    elif hardware.executor == "processes":
-        at_once = hardware.workers or max(1, cpu_count() // (hardware.threads or 1))
-    at_once = min(at_once, len(each))
-    longest = max(one.seconds for one in each)
-    elapsed = max(longest, whole.seconds / at_once)
-    jobs = f"{whole.jobs} job{'s' if whole.jobs > 1 else ''}"
-    array = f", at most {at_once} at a time: about {time_text(elapsed)}" if len(each) > 1 else ""
-    return f"total: {jobs}{array}; {text(whole)}"
+        return hardware.nodes if hardware.nodes > 1 else hardware.array_parallelism
+    if hardware.executor == "processes":
+        return hardware.workers or max(1, cpu_count() // (hardware.threads or 1))
+    return 1
 
 
 def flops_text(flops: float) -> str:

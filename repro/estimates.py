@@ -7,15 +7,28 @@ that the lines name, and are rough: within a factor of two or three.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from repro.config import Config
 from repro.errors import UserError
 from repro.hardware import Hardware, cpu_count
-from repro.job_costs import CUDA_BYTES, PROCESS_BYTES, SHARD_BYTES, START_SECONDS, Load, TrainingRun, load_of
+from repro.job_costs import (
+    CUDA_BYTES,
+    PROCESS_BYTES,
+    SHARD_BYTES,
+    START_SECONDS,
+    Load,
+    TrainingRun,
+    load_of,
+    training_load,
+)
 from repro.machines import BUS, GIB, RUNTIME_GB, Machine, machine
 from repro.run_directory import RunDirectory
+
+if TYPE_CHECKING:
+    from repro.tasks import Task
 
 
 @dataclass(frozen=True)
@@ -46,32 +59,38 @@ class Estimate:
     jobs: int = 1
 
 
-def estimate(config: Config, hardware: Hardware | None = None) -> Estimate:
+def estimate(
+    config: Config,
+    hardware: Hardware | None = None,
+    elsewhere: Collection[str] = (),
+    analysed_elsewhere: bool = False,
+) -> Estimate:
     """What a run needs on a hardware profile, the config's own if none is given.
 
-    A part of a run (`config.part`) has its share of the analysis. Raises `UserError` for impossible ones.
+    A part of a run (`config.part`) has its share of the analysis. elsewhere: digests of trainings that other
+    jobs do. analysed_elsewhere: the parts of its analysis are other jobs, too. Raises `UserError` for configs
+    that no run could have.
     """
     hardware = hardware or Hardware.parse(config.values["hardware"], "hardware")
     if config.part is None and not config.values["rerun"] and RunDirectory(config.directory).is_done():
         nothing = ("finished already: nothing to do",)
         return Estimate(config.title, None, None, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, lines=nothing)
-    load = load_of(config, training_workers(hardware))
+    load = load_of(config, training_workers(hardware), elsewhere)
     at = machine(hardware, cores_of(hardware), load.dtype)
-    share = 1 / config.part[1] if config.part else 1 / int(config.values.get("shards") or 1)
+    share = 0.0 if analysed_elsewhere else 1 / config.part[1] if config.part else 1.0
     analysis = load.cost.total_flops(load.shape) if load.shape else load.cost.flops
     rate = 1e12 * _rate(load, at)
     passes = max(analysis / rate, _streamed(load, hardware, at))
     trainings = [(run.digest, run.flops, run.flops / rate) for run in load.trainings]
     seconds = START_SECONDS + _side_by_side(load.trainings, rate, hardware) + share * passes
     memory, host = _memory(load, hardware, at)
-    analysis_share = share if config.part else 1
     return Estimate(
         config.title,
         load.shape.parameters if load.shape else None,
         load.shape.weights_bytes(load.dtype) if load.shape else None,
         memory,
         host,
-        sum(run.flops for run in load.trainings) + analysis_share * analysis,
+        sum(run.flops for run in load.trainings) + share * analysis,
         seconds,
         at.gpus * seconds / 3600,
         at.cores * seconds / 3600,
@@ -79,6 +98,25 @@ def estimate(config: Config, hardware: Hardware | None = None) -> Estimate:
         tuple(trainings),
         _lines(load, hardware, at, analysis, share),
     )
+
+
+def of_task(task: Task) -> Estimate:
+    """What one piece of work needs that is a job of its own: a training, a part of an analysis, or a run."""
+    hardware = task.hardware
+    if task.plan is None:
+        split = any(need.parent.name == "shards" for need in task.needs)
+        elsewhere = {need.name for need in task.needs}
+        return replace(estimate(task.config, hardware, elsewhere, split), title=task.title)
+    load = training_load(task.plan)
+    at = machine(hardware, cores_of(hardware))
+    seconds = START_SECONDS + sum(run.flops for run in load.trainings) / (1e12 * _rate(load, at))
+    return Estimate(
+        task.title, load.shape.parameters if load.shape else None,
+        load.shape.weights_bytes(load.dtype) if load.shape else None,
+        load.host_bytes, load.host_bytes, sum(run.flops for run in load.trainings), seconds,
+        at.gpus * seconds / 3600, at.cores * seconds / 3600, load.known,
+        lines=_lines(load, hardware, at, 0.0, 1.0),
+    )  # fmt: skip
 
 
 def total(estimates: Sequence[Estimate]) -> Estimate:
@@ -217,7 +255,7 @@ def _lines(load: Load, hardware: Hardware, at: Machine, analysis: float, share: 
         lines.append(f"analysis: {flops_text(analysis)}" + (f" ({works})" if works else ""))
     lines += [f"analysis: {line}" for line in load.cost.lines]
     if share < 1:
-        lines.append(f"analysis split into {round(1 / share)} parts, each with its share of it")
+        lines.append(f"analysis: 1/{round(1 / share)} of it here" if share else "analysis: in other jobs")
     if at.on_gpu and not load.small and load.shape:
         lines.append(
             f"GPU memory: {RUNTIME_GB:g} GiB beside weights and activations, for libraries, on each GPU"

@@ -5,7 +5,7 @@ Loads no weights, and neither PyTorch nor JAX. `repro.estimates` turns it into m
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -53,15 +53,15 @@ class Load:
     lines: tuple[str, ...] = ()
 
 
-def load_of(config: Config, workers: int) -> Load:
+def load_of(config: Config, workers: int, elsewhere: Collection[str] = ()) -> Load:
     """What this run has to do. workers: processes that may train side by side.
 
-    Raises `UserError` as the run would.
+    elsewhere: digests of trainings that other jobs do. Raises `UserError` as the run would.
     """
     specs = root_specs.parse(config.values)
     plans = planned.plans(config, specs)
     if plans:
-        return _of_trained(config, specs, plans, workers)
+        return _of_trained(config, specs, plans, workers, elsewhere)
     if getattr(specs["model"], "path", None) is not None:
         return _of_loaded(specs)
     from repro.analyses.icl_costs import cost
@@ -71,7 +71,11 @@ def load_of(config: Config, workers: int) -> Load:
 
 
 def _of_trained(
-    config: Config, specs: Mapping[str, Any], plans: Mapping[str, Plan], workers: int
+    config: Config,
+    specs: Mapping[str, Any],
+    plans: Mapping[str, Plan],
+    workers: int,
+    elsewhere: Collection[str],
 ) -> Load:  # fmt: skip
     from repro.analyses.icl_costs import cost
     from repro.data.sizes import features_size
@@ -86,7 +90,8 @@ def _of_trained(
     for name, plan in plans.items():
         digest = plan.digest()
         if digest not in trainings:
-            done = is_done(folder(planned.store(config), plan))
+            done = "in the store already" if is_done(folder(planned.store(config), plan)) else ""
+            done = done or ("another job" if digest in elsewhere else "")
             trainings[digest] = TrainingRun(digest, *training_flops(name, plan, trainees[name], done))
     missing = sum(run.flops > 0 for run in trainings.values())
     side_by_side = min(workers, missing)
@@ -103,6 +108,19 @@ def _of_trained(
                 lines=lines)  # fmt: skip
 
 
+def training_load(plan: Plan) -> Load:
+    """One training as a job of its own."""
+    from repro.data.sizes import features_size
+
+    size = features_size(plan.data)
+    if size is None:
+        return Load(None, "float32", Cost(), small=True, known=False)
+    one = trainee(plan, size)
+    run = TrainingRun(plan.digest(), *training_flops("", plan, one))
+    host = WORKER_BYTES + 4 * size[0] * size[1] * size[2] + one.shape.state_bytes()
+    return Load(one.shape, "float32", Cost(), (run,), host_bytes=host, small=True)
+
+
 def trainee(plan: Plan, size: tuple[int, int, int]) -> Trainee:
     """The model that a plan trains. size: (classes, exemplars, dimension) of the features."""
     from repro.analyses.icl_costs import Trainee
@@ -117,13 +135,13 @@ def trainee(plan: Plan, size: tuple[int, int, int]) -> Trainee:
                    classes * _train_share(plan.sequences.exemplar_split, size[1]))  # fmt: skip
 
 
-def training_flops(name: str, plan: Plan, one: Trainee, done: bool = False) -> tuple[float, str]:
-    """Operations of a training with its evaluations, and how they come about."""
+def training_flops(name: str, plan: Plan, one: Trainee, done: str = "") -> tuple[float, str]:
+    """Operations of a training with its evaluations, and how they come about. done: why there are none."""
     from repro.training.schedule import evaluation_steps
 
     where = f"training {name}".strip()
     if done:
-        return 0.0, f"{where}: in the store already"
+        return 0.0, f"{where}: {done}"
     batch, items = plan.training.batch, plan.sequences.context + 1
     # A table of all exemplars is projected where that is less work than projecting each item of the batch.
     step = one.shape.step_flops(batch, one.length, min(one.exemplars, batch * items))
