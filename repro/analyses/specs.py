@@ -9,13 +9,12 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
+from repro.analyses.base_specs import Analysis as Analysis
+from repro.analyses.base_specs import Of as Of
 from repro.interventions.specs import Head, Manipulation
-from repro.specs import Family, Spec
+from repro.specs import Spec
 from repro.training.schedule import checkpoint_steps, nearest
 from repro.training.specs import Training
-
-# The checked config by root key, as the condition of this name has it.
-Of = Callable[[str], Mapping[str, Any]]
 
 Factor = Literal["a", "b", "c"]
 Manipulations = list[dict[str, Any]]
@@ -23,28 +22,6 @@ Natural = Annotated[int, Field(ge=0)]
 # What names of scalars may begin with.
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.:+=-]*$")]
 PREVIOUS_TOKEN_HEADS, OTHER_HEADS = "previous_token_heads", "other_heads"
-
-
-class Analysis(Family):
-    """A question asked of a model or of data; `module` has the `run` that answers it.
-
-    splits_over: over what it can be split (see `repro.shards`), in the plural; None: it cannot.
-    """
-
-    splits_over: ClassVar[str | None] = None
-
-    @property
-    def trains(self) -> bool:
-        """Whether it looks at the models that the config trains, and not at others."""
-        return True
-
-    def fingerprint(self) -> dict[str, Any]:
-        """What of it can change a number, for the run's hash."""
-        return self.model_dump(mode="json")
-
-    def items(self, of: Of) -> int | None:
-        """How many of them there are, known from the config alone; None if only model or data tell."""
-        return None
 
 
 class ToyFactors(Analysis):
