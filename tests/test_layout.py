@@ -47,6 +47,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 }  # fmt: skip
 EXCEPTIONS = {
     ("models", "repro.data.random_streams"): "initialisation draws from the published random streams",
+    ("models", "repro.data.lm_task_specs"): "the spec of a small language model says what it is trained on",
 }
 ONLY_IN = {
     "hydra": ("config", "launch"),
