@@ -103,7 +103,9 @@ def _subject(
             run.copy_last(directory.path / "checkpoints" / f"{name or 'model'}.safetensors")
         return trained
     module = specs["model"].module if specs["model"] is not None else ""
-    return import_module(module).load(specs["model"], config.values["hardware"]) if module else None
+    if not module:
+        return None
+    return import_module(module).load(specs["model"], config.values["hardware"], planned.store(config))
 
 
 def _training_workers(hardware: Hardware) -> int:
@@ -124,11 +126,15 @@ def _total_steps(plans: Mapping[str, Any]) -> int:
 def _facts(config: Config, specs: Mapping[str, Any], data: Any) -> dict[str, Any]:
     """What the verdicts and the report must know of model and data: the paper's own, embedded, or other."""
     changed = {"changed": config.changed} if config.changed else {}
+    stand_in = specs["model"].embedded if specs["model"] is not None else ""
     if data is None:
-        return {"facts": {"subject": "paper", "data": "none", **changed}}
+        subject = {"subject": "embedded", "note": stand_in} if stand_in else {"subject": "paper"}
+        return {"facts": {**subject, "data": "none", **changed}}
     kind, subject = specs["data"].kind, {"subject": "other"}
     published = config.values["paper"].get("seeds")
-    if data.is_published and published in (None, config.values["seed"]):
+    if stand_in:
+        subject = {"subject": "embedded", "note": stand_in}
+    elif data.is_published and published in (None, config.values["seed"]):
         subject = {"subject": "paper"}
     elif kind == "gaussian":
         subject = {"subject": "embedded", "note": "Synthetic stand-in data: not the paper's."}
