@@ -51,7 +51,7 @@ class RepeatedTokens:
         if not spec.low < high <= vocabulary or (spec.bos or 0) >= vocabulary:
             raise UserError(
                 f"data.low, data.high, data.bos: expected low < high <= {vocabulary}, the model's vocabulary,"
-                f" and bos below it; got {spec.low}, {high} and {spec.bos}. Give e.g. data.low=0 data.high=null"
+                f" and bos below it; got {spec.low}, {high}, {spec.bos}. Give e.g. data.low=0 data.high=null"
             )
         if spec.distinct and high - spec.low < spec.length:
             raise UserError(
