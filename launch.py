@@ -6,7 +6,6 @@ functions, so that listing and typos answer at once.
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -17,7 +16,6 @@ from repro.errors import UserError
 
 if TYPE_CHECKING:
     from repro.config import Config
-    from repro.workers import Outcome
 
 ROOT = Path(__file__).resolve().parent
 _HYDRA_FLAGS = ("--info", "-i", "--shell-completion", "-sc", "--hydra-help")
@@ -70,115 +68,9 @@ def _run(words: list[str], root: Path) -> int:
     configs = config.tag_sweep(list(unique.values()))
     if show:
         return _show(configs)
-    if configs[0].values["dry_run"]:
-        return _dry_run(configs)
-    return _dispatch(configs)
+    from repro import dispatch
 
-
-def _dispatch(configs: list[Config]) -> int:
-    from repro import cluster
-    from repro.hardware import Hardware
-    from repro.run_directory import RunDirectory
-    from repro.workers import Outcome
-
-    finished = [
-        item for item in configs if RunDirectory(item.directory).is_done() and not item.values["rerun"]
-    ]
-    outcomes = [Outcome(item, 0, "was done already (rerun=true computes it again)") for item in finished]
-    for profile, group in _by_profile([item for item in configs if item not in finished]):
-        outcomes += cluster.dispatch(group, Hardware.parse(profile, "hardware"))
-    for item in finished:
-        _redraw_if_changed(item)
-    for outcome in outcomes:
-        if outcome.config in finished or (outcome.code == 0 and _in_background(outcome.config)):
-            _report(outcome.config)
-    code = _aggregate([outcome.config for outcome in outcomes if outcome.code == 0])
-    return max(_summary(outcomes), code)
-
-
-def _redraw_if_changed(config: Config) -> None:
-    """Figures are no part of the hash: a finished run with other figures asked for has them drawn anew."""
-    from repro import workers
-    from repro.config import load
-
-    if load(config.directory).values["figures"] != config.values["figures"]:
-        from repro import pipeline
-
-        pipeline.remake(config)
-        workers.save_config(config)
-
-
-def _by_profile(configs: list[Config]) -> list[tuple[dict, list[Config]]]:
-    """Runs with the same hardware profile go together, so that a multirun becomes one SLURM array."""
-    groups: dict[str, list[Config]] = {}
-    for item in configs:
-        groups.setdefault(json.dumps(item.values["hardware"], sort_keys=True), []).append(item)
-    return [(json.loads(profile), group) for profile, group in groups.items()]
-
-
-def _in_background(config: Config) -> bool:
-    return config.values["hardware"]["executor"] != "inline"
-
-
-def _report(config: Config) -> None:
-    """What a finished run came to: its directory and its claims."""
-    print(f"{config.title}: {config.directory}")
-    _print_claims(config.directory)
-
-
-def _aggregate(configs: list[Config]) -> int:
-    """Runs that differ only in seed become one figure with a band."""
-    families: dict[str, list[Config]] = {}
-    for item in configs:
-        families.setdefault(item.family, []).append(item)
-    repeats = [family for family in families.values() if len(family) > 1]
-    if not repeats:
-        return 0
-    from repro import pipeline
-
-    for family in repeats:
-        try:
-            pipeline.aggregate(family)
-        except UserError as error:  # the runs themselves are saved
-            print(f"error: {family[0].slug}={family[0].experiment} over seeds: {error}", file=sys.stderr)
-            return 1
-    return 0
-
-
-def _summary(outcomes: list[Outcome]) -> int:
-    """Print what became of it all. One run answers with its own code, several with 1 if any failed."""
-    if len(outcomes) == 1:
-        outcome = outcomes[0]
-        if outcome.note.startswith("failed"):
-            print(f"error: {outcome.note}", file=sys.stderr)
-        return outcome.code or 0
-    failed = [outcome for outcome in outcomes if outcome.code]
-    print(f"{len(outcomes)} runs: {sum(item.code == 0 for item in outcomes)} done, {len(failed)} failed, "
-          f"{sum(item.code is None for item in outcomes)} submitted")  # fmt: skip
-    for outcome in failed:
-        seed = outcome.config.values["seed"]
-        note = outcome.note or f"failed with code {outcome.code}"
-        print(f"  {outcome.config.title} seed={seed}: {note}", file=sys.stderr)
-    return 1 if failed else 0
-
-
-def _dry_run(configs: list[Config]) -> int:
-    from repro import cluster
-    from repro.hardware import Hardware
-    from repro.workers import worker_count
-
-    for profile, group in _by_profile(configs):
-        hardware = Hardware.parse(profile, "hardware")
-        if hardware.executor == "slurm":
-            print(cluster.sbatch_text(group, hardware))
-            continue
-        where = (
-            f"{worker_count(hardware)} processes at a time" if hardware.executor == "processes" else "here"
-        )
-        for item in group:
-            print(f"would run {where} on {hardware.device}: {item.title} in {item.directory}")
-    print("dry_run=true: nothing was started", file=sys.stderr)
-    return 0
+    return dispatch.dry_run(configs) if configs[0].values["dry_run"] else dispatch.dispatch(configs)
 
 
 def _show(configs: list[Config]) -> int:
@@ -198,12 +90,6 @@ def _ask_hydra(root: Path) -> int:
     return 0
 
 
-def _print_claims(directory: Path) -> None:
-    from repro import claims
-
-    claims.show_table(claims.load(directory))
-
-
 def _options(words: list[str], **defaults: str) -> tuple[list[str], dict[str, str]]:
     """Plain words, and the KEY=VALUE ones whose keys are given with their defaults."""
     options = dict(defaults)
@@ -219,13 +105,14 @@ def _options(words: list[str], **defaults: str) -> tuple[list[str], dict[str, st
 
 def _claims(words: list[str], root: Path) -> int:
     """claims [SLUG] [runs_dir=runs]: the verdicts of everything run so far."""
+    from repro import claims
     from repro.run_directory import find_runs
 
     slugs, options = _options(words, runs_dir="runs")
     runs = [run for run in find_runs(options["runs_dir"]) if not slugs or run.slug in slugs]
     for run in runs:
         print(f"{run.slug}={run.experiment} {run.digest}: {run.status().state}")
-        _print_claims(run.path)
+        claims.show_table(claims.load(run.path))
     if not runs:
         print(f"nothing run yet in {options['runs_dir']}")
     return 0
@@ -243,15 +130,27 @@ def _headline(words: list[str], root: Path) -> int:
     return max(main([f"paper/{entry.slug}={entry.headline}", *words], root) for entry in entries)
 
 
+def _jobs(words: list[str], root: Path) -> int:
+    """jobs [cancel all|RUN_DIR|JOB_ID... | log RUN_DIR|JOB_ID] [runs_dir=runs]: what SLURM has or had."""
+    from repro import jobs_command
+
+    # A run directory may have an equals sign in its name.
+    given = [word for word in words if word.startswith("runs_dir=")]
+    _, options = _options(given, runs_dir="runs")
+    return jobs_command.main(
+        [word for word in words if word not in given], Path(options["runs_dir"]).absolute()
+    )
+
+
 def _remake(words: list[str], root: Path) -> int:
     """remake RUN_DIR...: figures and claims again, from the saved result, without the model."""
     if not words:
         raise UserError("remake: which run? Give one or more run directories, e.g. runs/SLUG/EXPERIMENT/HASH")
-    from repro import config, pipeline
+    from repro import config, dispatch, pipeline
 
     for saved in [config.load(word) for word in words]:
         pipeline.remake(saved)
-        _report(saved)
+        dispatch.report(saved)
     return 0
 
 
@@ -284,6 +183,7 @@ COMMANDS: dict[str, Callable[[list[str], Path], int]] = {
     "remake": _remake,
     "publish": _publish,
     "headline": _headline,
+    "jobs": _jobs,
 }
 
 if __name__ == "__main__":

@@ -1,215 +1,258 @@
-"""Where runs go: this process, several processes here, or SLURM. The only module that knows submitit.
+"""Submitting to SLURM: tasks become jobs and arrays. The only module that knows submitit.
 
-The hardware profile alone decides. A job gets one thing, the path of a prepared run directory, and reads
-everything else from its config.json; so a requeued job needs nothing but the disk.
+A job gets one thing, the path of a prepared directory, and reads everything else from there; so a requeued
+job needs nothing but the disk.
 """
 
 from __future__ import annotations
 
-import json
-import os
 import shlex
-import shutil
-import subprocess
 import sys
-import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from repro.config import Config, load
+from repro import preflight, provenance, tasks
+from repro.config import ROOT
 from repro.errors import UserError
 from repro.hardware import Hardware
 from repro.locks import Busy
 from repro.results import write_json
-from repro.run_directory import RunDirectory
-from repro.workers import Outcome, environment, execute, mark_failed, prepare, python_path, run_processes
+from repro.run_directory import RunDirectory, now
+from repro.tasks import Task
+from repro.workers import LOG, environment, mark_failed, python_path
 
-_CLIENT_SECONDS = 60  # SLURM's own clients give up after 59 s when the controller does not answer
-_POLL_SECONDS = 5.0
+SBATCH_SECONDS = 60  # sbatch itself tries again for minutes when the queue is full
 _ARRAY_LIMIT = 1000  # below SLURM's default MaxArraySize of 1001
 
 
-def dispatch(configs: Sequence[Config], hardware: Hardware) -> list[Outcome]:
-    """Run or submit configs that share one hardware profile; one failure does not stop the others.
+@dataclass(frozen=True)
+class Job:
+    """A task and the job that does it. job_id: None if it could not be submitted, and `note` says why."""
 
-    Raises `UserError` before anything starts if the profile cannot be served here.
-    """
-    if hardware.executor == "slurm":
-        _require_slurm()
-        waiting = [outcome for config in configs if (outcome := _in_queue_already(config))]
-        configs = [config for config in configs if config not in [outcome.config for outcome in waiting]]
-    for config in configs:
-        prepare(config)
-    if hardware.executor == "slurm":
-        outcomes = [*waiting, *_submit(configs, hardware)]
-        return [_wait(outcome) for outcome in outcomes] if hardware.wait else outcomes
-    if hardware.executor == "processes":
-        return run_processes(configs, hardware)
-    os.environ.update(environment(hardware))
-    return [Outcome(config, execute(config)) for config in configs]
+    task: Task
+    job_id: str | None
+    note: str
 
 
 class Run:
-    """What a job does with the path of its run directory. Pickled by reference, so it holds nothing."""
+    """What a job does with the path of its directory. Pickled by reference, so it holds nothing."""
 
     def __call__(self, directory: str) -> None:
-        config = load(directory)
-        if int(os.environ.get("SLURM_RESTART_COUNT") or 0) > 0:
-            # A requeued job goes on; only its first start was from scratch.
-            config = config.replaced(rerun=False)
-        code = execute(config)
-        if code:
-            # Raised so that SLURM, too, says FAILED.
-            raise RuntimeError(f"{config.title} failed with code {code}: see above")
+        from repro import slurm_job
+
+        slurm_job.work(Path(directory))
 
     def checkpoint(self, directory: str) -> Any:
-        """Called before the time limit: the same again; the state to resume from is on disk already."""
+        """Called if the warning comes before anything has begun: the same again."""
         from submitit.helpers import DelayedSubmission
 
         return DelayedSubmission(self, directory)
 
 
-def sbatch_text(configs: Sequence[Config], hardware: Hardware) -> str:
-    """The script that would be submitted for these runs, an array if there are several. Needs no SLURM."""
-    from submitit.slurm import slurm
+def submit(wanted: Sequence[Task]) -> list[Job]:
+    """Submit tasks, each with what it needs before it; what is in the queue already stays there.
 
-    folder = _job_folder(configs)
-    command = f"{shlex.quote(sys.executable)} -u -m submitit.core._submit {shlex.quote(str(folder))}"
-    count = len(configs) if len(configs) > 1 else None
-    text = slurm._make_sbatch_string(command, folder, map_count=count, **parameters(configs, hardware))
-    tasks = [f"# task {number}: {config.directory}" for number, config in enumerate(configs)]
-    return "\n".join([text.rstrip(), "", *tasks, ""])
+    If SLURM takes only some, the rest come back without a job id.
+    Raises `UserError` before anything is submitted if the profile cannot be served here or a task is in the
+    queue with another config, and if SLURM takes none.
+    """
+    preflight.check(wanted)
+    jobs = preflight.in_queue(wanted)
+    made = {
+        task.directory: Job(task, job_id, f"already in the queue as job {job_id}")
+        for task in wanted
+        if (job_id := jobs.get(task.directory))
+    }
+    code = provenance.code(ROOT)
+    refused: str | None = None
+    for group in groups([task for task in wanted if task.directory not in made], jobs):
+        part, dependency = group
+        lost = {need for task in part for need in task.needs if need in made and made[need].job_id is None}
+        if refused or lost:
+            made |= {
+                task.directory: Job(task, None, refused or "what it needs was not submitted") for task in part
+            }
+            continue
+        try:
+            submitted = _submit(part, dependency, code)
+        except UserError as error:
+            for task in part:
+                mark_failed(task.directory, f"not submitted: {error}")
+            if not any(job.job_id for job in made.values()):
+                raise
+            refused = f"not submitted: {error}"
+            made |= {task.directory: Job(task, None, refused) for task in part}
+            continue
+        made |= {job.task.directory: job for job in submitted}
+        jobs |= {job.task.directory: str(job.job_id) for job in submitted}
+    return [made[task.directory] for task in wanted]
 
 
-def parameters(configs: Sequence[Config], hardware: Hardware) -> dict[str, Any]:
-    """submitit's SLURM parameters for a profile."""
-    names = {f"{config.slug}-{config.experiment}" for config in configs}
+def groups(
+    wanted: Sequence[Task], jobs: Mapping[Path, str], limit: int = _ARRAY_LIMIT
+) -> Iterator[tuple[list[Task], str | None]]:
+    """Tasks that can be one array, with its dependency, in an order in which needs come first.
+
+    jobs: job ids by directory, which may grow between two groups. Needs without a job are done.
+    """
+    left = list(wanted)
+    while left:
+        here = {task.directory for task in left}
+        ready = [task for task in left if not here & set(task.needs)]
+        assert ready, "tasks need each other in a circle"
+        alike: dict[tuple[Any, ...], list[Task]] = {}
+        for task in ready:
+            alike.setdefault((task.kind, task.hardware.model_dump_json(), frozenset(task.needs)), []).append(
+                task
+            )
+        for part in alike.values():
+            for begin in range(0, len(part), limit):
+                some = part[begin : begin + limit]
+                yield some, dependency([jobs[need] for need in some[0].needs if need in jobs])
+        left = [task for task in left if task not in ready]
+
+
+def dependency(job_ids: Sequence[str]) -> str | None:
+    """sbatch's --dependency: only after all these have succeeded."""
+    return ":".join(["afterok", *job_ids]) if job_ids else None
+
+
+def sbatch_text(part: Sequence[Task], after: str | None = None) -> str:
+    """The script that would be submitted for these tasks, an array if there are several. Needs no SLURM."""
+    from submitit.slurm import slurm as script
+
+    folder, hardware = _job_folder(part), part[0].hardware
+    command = f"{_python(hardware)} -u -m submitit.core._submit {shlex.quote(str(folder))}"
+    count = len(part) if len(part) > 1 else None
+    text = script._make_sbatch_string(command, folder, map_count=count, **parameters(part, after))
+    lines = [f"# task {number}: {task.directory}" for number, task in enumerate(part)]
+    return "\n".join([text.rstrip(), "", *lines, ""])
+
+
+def parameters(part: Sequence[Task], after: str | None = None) -> dict[str, Any]:
+    """submitit's SLURM parameters for tasks of one kind and profile."""
+    hardware = part[0].hardware
+    kind = "" if part[0].kind == "run" else f"-{part[0].kind}"
+    names = {f"{task.config.slug}-{task.config.experiment}" for task in part}
     options: dict[str, Any] = {"requeue": True, **hardware.options}
     if hardware.memory_gb is not None:
         options["mem"] = f"{round(hardware.memory_gb * 1024)}M"
-    exports = {**environment(hardware), "PYTHONPATH": python_path()}
-    if hardware.generic_resources is not None:
-        exports.pop("CUDA_VISIBLE_DEVICES", None)  # SLURM itself says which GPUs a job may see
+    if after is not None:
+        options["kill-on-invalid-dep"] = "yes"
     given = {
         "partition": hardware.partition,
         "account": hardware.account,
         "qos": hardware.qos,
         "constraint": hardware.constraint,
         "gres": hardware.generic_resources,
+        "dependency": after,
     }
     return {
-        "job_name": names.pop() if len(names) == 1 else "repro",
+        "job_name": (names.pop() if len(names) == 1 else "repro") + kind,
         "time": hardware.timeout_min,
-        "nodes": 1,  # a run is one process; `hardware.nodes` spreads an array
-        "exclusive": hardware.nodes > 1 or None,
+        "nodes": hardware.nodes,
         "cpus_per_task": hardware.cpus,
-        "array_parallelism": hardware.nodes if hardware.nodes > 1 else hardware.array_parallelism,
+        "array_parallelism": hardware.array_parallelism,
         "signal_delay_s": hardware.signal_delay_s,
         "stderr_to_stdout": True,
         "wckey": None,  # submitit's own default, which strict sites refuse
-        "setup": [
-            *(f"module load {shlex.quote(name)}" for name in hardware.modules),
-            *hardware.setup,
-            # Since SLURM 22.05 srun no longer inherits the number of CPUs.
-            "export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK",
-            *(f"export {name}={shlex.quote(value)}" for name, value in exports.items()),
-        ],
+        "setup": _setup(hardware),
+        "teardown": ['rm -rf "$TMPDIR"'] if hardware.scratch else None,
         "additional_parameters": options,
         **{name: value for name, value in given.items() if value is not None},
     }
 
 
-def _require_slurm() -> None:
-    missing = [name for name in ("sbatch", "srun") if shutil.which(name) is None]
-    if missing:
-        raise UserError(
-            f"hardware: this profile submits to SLURM, and {' and '.join(missing)} cannot be found on PATH."
-            " Run it on a login node, choose hardware=local, or add dry_run=true to see the job script"
-        )
+def _setup(hardware: Hardware) -> list[str]:
+    """Shell lines before the job proper. The site's names come first, so that ours are not undone by them."""
+    exports = {**environment(hardware), "PYTHONPATH": python_path()}
+    if hardware.generic_resources is not None:
+        exports.pop("CUDA_VISIBLE_DEVICES", None)  # SLURM itself says which GPUs a job may see
+    scratch = [
+        f"export REPRO_SCRATCH={hardware.scratch}",  # not quoted: $USER and the like are for the shell
+        'export TMPDIR="$REPRO_SCRATCH/job-$SLURM_JOB_ID"',
+        'mkdir -p "$TMPDIR"',
+    ]
+    return [
+        *(f"module load {shlex.quote(name)}" for name in hardware.modules),
+        *_activation(hardware.activate),
+        *(scratch if hardware.scratch else []),
+        *hardware.setup,
+        "export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK",  # since SLURM 22.05 srun does not take it over
+        *(f"export {name}={shlex.quote(value)}" for name, value in exports.items()),
+    ]
 
 
-def _submit(configs: Sequence[Config], hardware: Hardware) -> list[Outcome]:
+def _activation(name: str | None) -> list[str]:
+    if name is None:
+        return []
+    if "/" in name and (Path(name).expanduser() / "bin" / "activate").exists():
+        return [f"source {shlex.quote(str(Path(name).expanduser() / 'bin' / 'activate'))}"]
+    return ['eval "$(conda shell.bash hook)"', f"conda activate {shlex.quote(name)}"]
+
+
+def _python(hardware: Hardware) -> str:
+    return "python" if hardware.activate else shlex.quote(sys.executable)
+
+
+def _submit(part: Sequence[Task], after: str | None, code: Mapping[str, Any]) -> list[Job]:
+    """Prepare the directories and submit one job or array. Raises `UserError` if SLURM does not take it."""
     import submitit
-    from submitit.core.utils import FailedJobError
+    from submitit.core.utils import FailedJobError, FailedSubmissionError
 
-    outcomes = []
-    for first in range(0, len(configs), _ARRAY_LIMIT):
-        part = configs[first : first + _ARRAY_LIMIT]
-        executor = submitit.SlurmExecutor(_job_folder(part), max_num_timeout=hardware.max_requeues)
-        executor.update_parameters(**parameters(part, hardware))
-        try:
-            jobs = executor.map_array(Run(), [str(config.directory) for config in part])
-        except FailedJobError as error:
-            for config in part:
-                mark_failed(config, f"not submitted: {error}")
-            raise UserError(f"hardware: sbatch refused the job: {error}") from None
-        for config, job in zip(part, jobs, strict=True):
-            _note_job(config, job.job_id, str(job.paths.stdout))
-            outcomes.append(Outcome(config, None, f"submitted as job {job.job_id}, log {job.paths.stdout}"))
-            print(f"{config.title}: {outcomes[-1].note}", flush=True)
-    return outcomes
+    class Executor(submitit.SlurmExecutor):
+        def _make_submission_command(self, submission_file_path: Path) -> list[str]:
+            sbatch = super()._make_submission_command(submission_file_path)
+            return ["timeout", "--kill-after=5", str(SBATCH_SECONDS), *sbatch]
 
-
-def _in_queue_already(config: Config) -> Outcome | None:
-    job_id = job_of(config)
-    if job_id is None or RunDirectory(config.directory).status().state not in ("queued", "running"):
-        return None
-    if not in_queue(job_id):
-        return None
-    print(f"{config.title}: already in the queue as job {job_id}", flush=True)
-    return Outcome(config, None, f"already in the queue as job {job_id}")
+    hardware = part[0].hardware
+    for task in part:
+        tasks.prepare(task)
+        _note(task, {**code, "time": now()})  # before the job can start
+    executor = Executor(_job_folder(part), max_num_timeout=hardware.max_requeues, python=_python(hardware))
+    executor.update_parameters(**parameters(part, after))
+    try:
+        made = executor.map_array(Run(), [str(task.directory) for task in part])
+    except (FailedJobError, FailedSubmissionError) as error:
+        raise UserError(f"hardware: sbatch refused the job: {_why(error)}") from None
+    jobs = []
+    for task, job in zip(part, made, strict=True):
+        _note(task, {**code, "time": now(), "job_id": job.job_id, "slurm_log": str(job.paths.stdout)})
+        jobs.append(Job(task, job.job_id, f"submitted as job {job.job_id}"))
+    return jobs
 
 
-def _note_job(config: Config, job_id: str, log: str) -> None:
-    write_json(config.directory / "job.json", {"job_id": job_id, "log": log})
-    run = RunDirectory(config.directory)
+def _why(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if "sbatch: error" in line]
+    text = "; ".join(dict.fromkeys(line.removeprefix("sbatch: error: ") for line in lines)) or str(error)
+    if "temporarily unable" in text:
+        text += f". The queue is full (sbatch tried for {SBATCH_SECONDS} s)"
+        text += "; later, the same command submits these"
+    return text
+
+
+def _note(task: Task, facts: Mapping[str, Any]) -> None:
+    """Write job.json, which the job itself only reads, and the job id into the status."""
+    hardware, run = task.hardware, RunDirectory(task.directory)
+    bounds = {"max_requeues": hardware.max_requeues, "signal_delay_s": hardware.signal_delay_s}
+    content = {
+        "job_id": None,
+        "log": str(task.directory / LOG),
+        "title": task.title,
+        "needs": [str(need) for need in task.needs],
+        **bounds,
+        **facts,
+    }
+    write_json(task.directory / "job.json", content)
     try:
         with run.lock():  # unless the job has started already, and written its own status
             if run.status().state == "queued":
-                run.set_status("queued", job_id=job_id)
+                run.set_status("queued", job_id=content["job_id"])
     except Busy:
         pass
 
 
-def _wait(outcome: Outcome) -> Outcome:
-    """Until the run is done or failed, or its job is gone without either."""
-    run = RunDirectory(outcome.config.directory)
-    job_id = job_of(outcome.config)
-    gone = 0
-    while True:
-        status = run.status()
-        if run.is_done():
-            return Outcome(outcome.config, 0, "done")
-        if status.state == "failed":
-            return Outcome(outcome.config, 1, f"failed: {status.reason}")
-        gone = 0 if job_id is None or in_queue(job_id) else gone + 1
-        if gone > 2:  # a shared file system may show the result a little later
-            return Outcome(outcome.config, 1, f"job {job_id} ended without a result: see its log")
-        time.sleep(_POLL_SECONDS)
-
-
-def job_of(config: Config) -> str | None:
-    """The job a run was last submitted as, None if it never was."""
-    path = config.directory / "job.json"
-    return str(json.loads(path.read_text())["job_id"]) if path.exists() else None
-
-
-def in_queue(job_id: str) -> bool:
-    """Whether SLURM still has the job, waiting or running; True if SLURM does not answer."""
-    command = ["squeue", "--noheader", "--format=%T", f"--jobs={job_id}"]
-    try:
-        answer = subprocess.run(command, capture_output=True, text=True, timeout=_CLIENT_SECONDS)
-    except FileNotFoundError:
-        return False
-    except (OSError, subprocess.TimeoutExpired):
-        return True
-    if answer.returncode:
-        return "Invalid job id" not in answer.stderr
-    return any(
-        word not in ("", "COMPLETED", "FAILED", "CANCELLED", "TIMEOUT") for word in answer.stdout.split()
-    )
-
-
-def _job_folder(configs: Sequence[Config]) -> Path:
-    return Path(configs[0].values["runs_dir"]) / ".jobs" / "%j"
+def _job_folder(part: Sequence[Task]) -> Path:
+    return Path(part[0].config.values["runs_dir"]) / ".jobs" / "%j"

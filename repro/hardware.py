@@ -15,6 +15,7 @@ from repro.specs import Spec
 
 Count = Annotated[int, Field(ge=1)]
 Natural = Annotated[int, Field(ge=0)]
+_TIME = re.compile(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?")
 _SECRET_LINE = re.compile(r"(?i)(key|token|secret|password)\w*\s*=")
 
 
@@ -22,7 +23,10 @@ class Site(Spec):
     """What only a site knows. Values given here replace those of a SLURM profile.
 
     partition, account, qos, constraint: as sbatch names them. modules: loaded in every job.
-    setup: shell lines that every job runs first. gpu_type: what the site calls its GPUs.
+    activate: a virtual environment (its folder) or a conda environment (its name or folder), whose python
+    then runs the job; null: the one that submits. setup: shell lines that every job runs after these two.
+    scratch: a fast folder of the compute nodes: REPRO_SCRATCH in jobs, with a TMPDIR for each in it.
+    shared: folders that compute nodes see, too. gpu_type: what the site calls its GPUs.
     gpu_memory_gb: GiB of one of them; null: as known of the type. options: further sbatch options by name.
     """
 
@@ -33,7 +37,10 @@ class Site(Spec):
     gpu_type: str | None = None
     gpu_memory_gb: Annotated[float, Field(gt=0)] | None = None
     modules: list[str] = []
+    activate: str | None = None
     setup: list[str] = []
+    scratch: str | None = None
+    shared: list[str] = []
     options: dict[str, str | int | float | bool] = {}
 
     @field_validator("setup")
@@ -62,8 +69,9 @@ class Hardware(Site):
     device_map: how a model too large for one GPU is spread. threads: CPU threads a process may use.
     nodes: how many nodes the runs of an array fill, each run alone on one; 1: SLURM places jobs as it likes.
     gpus: per node; `gres` overrules what is made of gpus and gpu_type. memory_gb: GiB per node.
-    max_requeues: how often a job that reaches its time limit goes back into the queue to resume.
-    signal_delay_s: how long before the limit it is told. wait: SLURM only; stay until the jobs have ended.
+    timeout_min: minutes, or one of SLURM's forms such as "1-12:00:00".
+    max_requeues: how often a job goes back into the queue to resume, after its time limit or a preemption.
+    signal_delay_s: how long before the limit it is told.
     """
 
     executor: Literal["inline", "processes", "slurm"]
@@ -81,7 +89,11 @@ class Hardware(Site):
     array_parallelism: Count = 16
     max_requeues: Natural = 3
     signal_delay_s: Count = 120
-    wait: bool = False
+
+    @field_validator("timeout_min", mode="before")
+    @classmethod
+    def _time(cls, value: Any) -> Any:
+        return minutes(value) if isinstance(value, str) else value
 
     @property
     def generic_resources(self) -> str | None:
@@ -93,9 +105,36 @@ class Hardware(Site):
         )
 
 
+def minutes(text: str) -> int:
+    """The minutes, rounded up, of a time in one of SLURM's forms. Raises `UserError` for anything else."""
+    match = _TIME.fullmatch(text.strip())
+    if match is None:
+        raise UserError(
+            f"timeout_min: {text!r} is no time. Valid: minutes (90), and SLURM's forms MM:SS, HH:MM:SS, D-HH,"
+            ' D-HH:MM and D-HH:MM:SS, in quotes in a file (timeout_min: "1-12:00:00")'
+        )
+    days, *parts = match.groups()
+    given = [int(part) for part in parts if part is not None]
+    units = (3600, 60, 1) if days is not None or len(given) == 3 else (60, 1)
+    seconds = int(days or 0) * 86400 + sum(part * unit for part, unit in zip(given, units, strict=False))
+    return -(-seconds // 60)
+
+
 def cpu_count() -> int:
     """CPUs that this process may use."""
     return len(os.sched_getaffinity(0))
+
+
+def cpu_share(hardware: Hardware) -> int:
+    """CPU threads for one process of a profile: as it says, else what it has divided among its processes."""
+    if hardware.threads or hardware.executor == "slurm":
+        return hardware.threads or hardware.cpus
+    return max(1, cpu_count() // worker_count(hardware)) if hardware.executor == "processes" else cpu_count()
+
+
+def worker_count(hardware: Hardware) -> int:
+    """How many processes work at a time: as the profile says, else as many as the CPUs here have room for."""
+    return hardware.workers or max(1, cpu_count() // (hardware.threads or 1))
 
 
 def site_path(environment: Mapping[str, str] = os.environ) -> Path:

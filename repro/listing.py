@@ -61,6 +61,7 @@ def text(root: Path) -> str:
         *(f"{group + '=':<11}{', '.join(choices(root, group))}" for group in ("hardware", "tracking")),
         "",
         "Afterwards: python launch.py report | claims [SLUG] | remake RUN_DIR | publish [online|offline]",
+        "On a cluster: python launch.py jobs | jobs cancel all|RUN_DIR|JOB_ID | jobs log RUN_DIR|JOB_ID",
         "A run with the same config is not computed twice (rerun=true does), and an interrupted one resumes.",
     ]
     return "\n".join(lines)

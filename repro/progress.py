@@ -11,6 +11,7 @@ from typing import TextIO, cast
 from tqdm import tqdm
 
 QUIET_SECONDS = 2.0
+HEARD_SECONDS = 1.0
 LINE_SECONDS = 10.0
 
 
@@ -44,6 +45,8 @@ class Progress:
             self._base = (self._clock(), self.done)
         if self._clock() - self._started >= QUIET_SECONDS:
             self._show()
+        for listener in _listeners:
+            listener(self)
 
     @property
     def rate(self) -> float | None:
@@ -101,6 +104,27 @@ class Progress:
             self._print(f"{self.description}: {share}, {how} {duration(self._clock() - self._started)}")
 
 
+_listeners: list[Callable[[Progress], None]] = []
+
+
+@contextmanager
+def heard(listener: Callable[[Progress], None]) -> Iterator[None]:
+    """Tell `listener` of all progress made inside, once a second at most."""
+    last = -HEARD_SECONDS
+
+    def listen(bar: Progress) -> None:
+        nonlocal last
+        if time.monotonic() - last >= HEARD_SECONDS:
+            last = time.monotonic()
+            listener(bar)
+
+    _listeners.append(listen)
+    try:
+        yield
+    finally:
+        _listeners.remove(listen)
+
+
 @contextmanager
 def progress(
     total: int,
@@ -126,6 +150,20 @@ def progress(
         failed = False
     finally:
         shown.close(failed)
+
+
+class Pace:
+    """Seconds left at the pace since the first report, so that what was done before does not count."""
+
+    def __init__(self) -> None:
+        self._first: tuple[float, int] | None = None
+
+    def eta(self, step: int, total: int) -> float | None:
+        """None where nothing can be said yet."""
+        if self._first is None:
+            self._first = (time.monotonic(), step)
+        then, first = self._first
+        return round((time.monotonic() - then) / (step - first) * (total - step), 1) if step > first else None
 
 
 class _Safe:

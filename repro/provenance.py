@@ -18,6 +18,7 @@ _PACKAGES = (
     "omegaconf", "submitit", "wandb", "pydantic",
 )  # fmt: skip
 _SECRET = re.compile(r"(?i)([\w.\-]*(?:key|token|secret|password)[\w\-]*)=\S+")
+CODE = ("commit", "dirty", "diff_sha256")  # what `code` tells
 _GIT_SECONDS = 10
 
 
@@ -71,6 +72,23 @@ def code(folder: Path) -> dict[str, Any]:
     difference = (_git(folder, "diff", "HEAD", "--binary") or b"") + changes
     sha = hashlib.sha256(difference).hexdigest() if dirty else None
     return {"commit": commit.decode().strip(), "dirty": dirty, "diff_sha256": sha}
+
+
+def difference(submitted: Mapping[str, Any], started: Mapping[str, Any]) -> str | None:
+    """In words, how the code that starts differs from the code that was submitted; None if it is the same.
+
+    Both as `code` gives them, among other keys. A job imports the code as it is when it starts.
+    """
+    if not submitted.get("commit") or not started.get("commit"):
+        return None
+    if all(submitted.get(key) == started.get(key) for key in CODE):
+        return None
+    return f"the code changed after submission: {_state(submitted)} then, {_state(started)} at the start"
+
+
+def _state(code: Mapping[str, Any]) -> str:
+    changes = f" with changes {code['diff_sha256'][:8]}" if code.get("dirty") else ""
+    return f"{code['commit'][:10]}{changes}"
 
 
 def _git(folder: Path, *words: str) -> bytes | None:

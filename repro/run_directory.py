@@ -24,13 +24,14 @@ import yaml
 
 from repro import locks, provenance
 from repro.errors import UserError
+from repro.progress import Pace
 from repro.results import cannot_write, read_json, write_atomic, write_json
 
 log = logging.getLogger(__name__)
 
 _LOCK = ".lock"
 # What a waiting or restarted job needs, and what it has said so far, is older than its results.
-_KEPT = (_LOCK, "config.json", "job.json", "output.log")
+_KEPT = (_LOCK, "config.json", "job.json", "output.log", "shards")
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class Status:
     """How far a run is: `new`, `queued`, `running`, `interrupted`, `done` or `failed`.
 
     `new` (nothing there yet) and `interrupted` (running, but its process is gone) are never
-    written, only found. Times are ISO 8601 in UTC; `eta` is in seconds.
+    written, only found. Times are ISO 8601 in UTC; `eta` is in seconds. note: what one should know besides.
     """
 
     state: str = "new"
@@ -51,6 +52,7 @@ class Status:
     step: int | None = None
     total: int | None = None
     eta: float | None = None
+    note: str | None = None
 
 
 class RunDirectory:
@@ -92,6 +94,11 @@ class RunDirectory:
     def provenance(self) -> dict[str, Any]:
         """Commit, versions, device, seeds, command, times and checksums; empty before the first start."""
         path = self.path / "provenance.json"
+        return read_json(path) if path.exists() else {}
+
+    def job(self) -> dict[str, Any]:
+        """How it was last submitted to SLURM: job id, log, time, code; empty if it never was."""
+        path = self.path / "job.json"
         return read_json(path) if path.exists() else {}
 
     def prepare(self) -> None:
@@ -215,7 +222,10 @@ class RunDirectory:
             *earlier.get("starts", []),
             {"time": now(), "host": facts["host"], "commit": facts["commit"]},
         ]
-        write_json(self.path / "provenance.json", {**earlier, **facts, "starts": starts, "finished": None})
+        job = self.job()
+        submitted = {"submitted": {key: job.get(key) for key in (*provenance.CODE, "time")}} if job else {}
+        saved = {**earlier, **facts, **submitted, "starts": starts, "finished": None}
+        write_json(self.path / "provenance.json", saved)
         started = self._written().started if len(starts) > 1 else None
         self.set_status(
             "running",
@@ -225,7 +235,8 @@ class RunDirectory:
             step=None,
             total=None,
             eta=None,
-            job_id=self._written().job_id or os.environ.get("SLURM_JOB_ID"),
+            job_id=job_id(),
+            note=provenance.difference(job, facts) if job_id() else None,
         )
 
     def note(self, **facts: Any) -> None:
@@ -252,20 +263,6 @@ class RunDirectory:
             log.warning("%s", second)
 
 
-class Pace:
-    """Seconds left at the pace since the first report, so that what was done before does not count."""
-
-    def __init__(self) -> None:
-        self._first: tuple[float, int] | None = None
-
-    def eta(self, step: int, total: int) -> float | None:
-        """None where nothing can be said yet."""
-        if self._first is None:
-            self._first = (time.monotonic(), step)
-        then, first = self._first
-        return round((time.monotonic() - then) / (step - first) * (total - step), 1) if step > first else None
-
-
 def follow_progress(run: RunDirectory, total: int) -> Callable[..., None]:
     """A recorder's listener that keeps step, total and ETA of status.json true, summed over conditions."""
     at: dict[str, int] = {}
@@ -287,6 +284,12 @@ def find_runs(runs_dir: str | Path) -> list[RunDirectory]:
     return sorted(
         found, key=lambda run: (run.slug, run.experiment, (run.path / "config.yaml").stat().st_mtime)
     )
+
+
+def job_id(environment: Mapping[str, str] = os.environ) -> str | None:
+    """The SLURM job this process is in, such as "41" or "41_3" of an array; None outside."""
+    array, number = environment.get("SLURM_ARRAY_JOB_ID"), environment.get("SLURM_ARRAY_TASK_ID")
+    return f"{array}_{number}" if array and number else environment.get("SLURM_JOB_ID")
 
 
 def now() -> str:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import stat
 import subprocess
 import sys
@@ -9,8 +10,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from repro import cluster, hardware, workers
-from repro.config import Config, compose, compose_all
+from repro import cluster, dispatch, following, hardware, jobs, provenance, slurm_job, tasks, workers
+from repro.config import ROOT, Config, compose, compose_all
 from repro.errors import UserError
 from repro.hardware import Hardware
 from repro.run_directory import RunDirectory
@@ -40,8 +41,7 @@ def profile(config: Config) -> Hardware:
 
 
 def text_of(project: Path, *overrides: str) -> list[str]:
-    configs = compose_all([RUN, *overrides], True, project)
-    return cluster.sbatch_text(configs, profile(configs[0])).splitlines()
+    return cluster.sbatch_text(tasks.tasks(compose_all([RUN, *overrides], True, project))).splitlines()
 
 
 def test_sbatch_text_of_one_run(project: Path) -> None:
@@ -149,15 +149,23 @@ def test_environment_of_a_profile() -> None:
         cpu["JAX_PLATFORMS"] == "cpu" and cpu["CUDA_VISIBLE_DEVICES"] == "" and cpu["OMP_NUM_THREADS"] == "2"
     )
     assert workers.environment(Hardware(executor="inline", device="auto")) == {}
-    shared = workers.environment(Hardware(executor="processes", device="auto"))
-    assert shared == {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+    shared = workers.environment(Hardware(executor="processes", device="auto", threads=3))
+    assert shared["XLA_PYTHON_CLIENT_PREALLOCATE"] == "false" and shared["OMP_NUM_THREADS"] == "3"
+
+
+def test_threads_are_divided_among_the_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
+    divided = workers.environment(Hardware(executor="processes", workers=3))
+    assert divided["OMP_NUM_THREADS"] == divided["NPROC"] == "2"
+    assert workers.environment(Hardware(executor="processes"))["OMP_NUM_THREADS"] == "1"
+    assert workers.environment(Hardware(executor="slurm", cpus=6))["OMP_NUM_THREADS"] == "6"
 
 
 def test_worker_count_fits_the_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
-    assert workers.worker_count(Hardware(executor="processes", threads=3)) == 2
-    assert workers.worker_count(Hardware(executor="processes", threads=99)) == 1
-    assert workers.worker_count(Hardware(executor="processes", threads=1, workers=3)) == 3
+    assert hardware.worker_count(Hardware(executor="processes", threads=3)) == 2
+    assert hardware.worker_count(Hardware(executor="processes", threads=99)) == 1
+    assert hardware.worker_count(Hardware(executor="processes", threads=1, workers=3)) == 3
 
 
 def test_processes_survive_an_exception_and_a_kill(
@@ -168,7 +176,7 @@ def test_processes_survive_an_exception_and_a_kill(
     configs = compose_all(
         [RUN, "seed=0,1,2,3", "hardware=local_parallel", "hardware.workers=2"], True, project
     )
-    outcomes = cluster.dispatch(configs, profile(configs[0]))
+    outcomes = dispatch.start(configs)
     assert [outcome.config for outcome in outcomes] == configs
     assert [outcome.code for outcome in outcomes] == [0, 1, 1, 0]
     states = [RunDirectory(config.directory).status() for config in configs]
@@ -197,78 +205,152 @@ def stub(folder: Path, name: str, script: str) -> None:
     path.chmod(path.stat().st_mode | stat.S_IXUSR)
 
 
+HOST = socket.gethostname().split(".")[0]
+NODES = f"""cpu*|1-00:00:00|(null)|64000|32|{HOST}
+gpu|2-00:00:00|gpu:a100:8(S:0-1)|900000|128|{HOST}
+"""
+
+
 @pytest.fixture
-def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Stand-ins for SLURM's clients: sbatch keeps the script and says job 41, squeue knows no job."""
+def programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Stand-ins for SLURM's clients: sbatch keeps its scripts and counts from 41, squeue knows no job."""
     folder = tmp_path / "bin"
     folder.mkdir()
-    stub(folder, "sbatch", f'cp "$1" {folder}/script.sh; echo "Submitted batch job 41"')
+    (folder / "nodes").write_text(NODES)
+    count = f"n=$(cat {folder}/count 2>/dev/null || echo 41); echo $((n + 1)) > {folder}/count"
+    stub(folder, "sbatch", f'{count}; cp "$1" {folder}/script$n.sh; echo "Submitted batch job $n"')
     stub(folder, "srun", "exit 0")
-    stub(folder, "squeue", 'echo "slurm_load_jobs error: Invalid job id specified" >&2; exit 1')
+    stub(folder, "sinfo", f"cat {folder}/nodes")
+    stub(folder, "scontrol", "exit 1")
+    stub(folder, "sacct", "exit 1")
+    knows(folder)
     monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+    monkeypatch.setattr(following, "FIRST_POLL", 0.01)
     return folder
 
 
-def test_submitting_an_array(project: Path, slurm: Path) -> None:
+def knows(folder: Path, *lines: str) -> None:
+    """What squeue answers: ID|STATE|REASON."""
+    text = "\n".join(lines)
+    stub(folder, "squeue", f"cat <<'END'\n{text}\nEND" if lines else "echo Invalid job id >&2; exit 1")
+
+
+def start(configs: list[Config], **values: object) -> list[workers.Outcome]:
+    return dispatch.start([config.replaced(**{"wait": False, **values}) for config in configs])
+
+
+def test_submitting_an_array(project: Path, programs: Path) -> None:
     configs = compose_all([RUN, "seed=0,1", "hardware=slurm_cpu"], True, project)
-    outcomes = cluster.dispatch(configs, profile(configs[0]))
+    outcomes = start(configs)
     assert [outcome.code for outcome in outcomes] == [None, None]
     for number, config in enumerate(configs):
-        status = RunDirectory(config.directory).status()
-        assert (status.state, status.job_id) == ("queued", f"41_{number}")
-        assert cluster.job_of(config) == f"41_{number}"
-    shown = cluster.sbatch_text(configs, profile(configs[0])).splitlines()
-    script = (slurm / "script.sh").read_text().splitlines()
+        run = RunDirectory(config.directory)
+        assert (run.status().state, run.status().job_id) == ("queued", f"41_{number}")
+        assert run.job()["job_id"] == f"41_{number}" == jobs.job_id_of(config.directory)
+        assert run.job()["commit"] == provenance.code(ROOT)["commit"]
+    shown = cluster.sbatch_text(tasks.tasks(configs)).splitlines()
+    script = (programs / "script41.sh").read_text().splitlines()
     assert script == shown[: len(script)]  # dry_run shows what is submitted
 
 
-def test_a_refused_job_is_bad_input(project: Path, slurm: Path) -> None:
-    stub(slurm, "sbatch", 'echo "sbatch: error: invalid partition specified: nope" >&2; exit 1')
-    config = compose([RUN, "hardware=slurm_cpu", "hardware.partition=nope"], project)
-    with pytest.raises(UserError, match="invalid partition specified: nope"):
-        cluster.dispatch([config], profile(config))
+def test_a_refused_job_is_bad_input(project: Path, programs: Path) -> None:
+    stub(programs, "sbatch", 'echo "sbatch: error: Invalid account" >&2; exit 1')
+    config = compose([RUN, "hardware=slurm_cpu", "hardware.account=nope"], project)
+    with pytest.raises(UserError, match="sbatch refused the job: Invalid account"):
+        start([config])
     assert RunDirectory(config.directory).status().state == "failed"
 
 
-def test_waiting_for_a_job_that_vanishes(project: Path, slurm: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cluster, "_POLL_SECONDS", 0.01)
-    config = compose([RUN, "hardware=slurm_cpu", "hardware.wait=true"], project)
-    [outcome] = cluster.dispatch([config], profile(config))
-    assert outcome.code == 1 and "job 41 ended without a result" in outcome.note
-
-
-def test_a_queued_job_is_not_submitted_twice(project: Path, slurm: Path) -> None:
+def test_following_a_job_that_vanishes(project: Path, programs: Path) -> None:
     config = compose([RUN, "hardware=slurm_cpu"], project)
-    cluster.dispatch([config], profile(config))
-    stub(slurm, "squeue", "echo PENDING")
-    stub(slurm, "sbatch", 'echo "Submitted batch job 42"')
-    [outcome] = cluster.dispatch([config], profile(config))
+    [outcome] = start([config], wait=True)
+    assert outcome.code == 1 and "job 41 is gone without a result" in outcome.note
+    status = RunDirectory(config.directory).status()
+    assert status.state == "failed" and status.reason == outcome.note.removeprefix("failed: ")
+
+
+@pytest.mark.parametrize(
+    ("state", "expected"),
+    [
+        ("TIMEOUT|TimeLimit", "TIMEOUT (TimeLimit): its time limit was reached"),
+        ("NODE_FAIL|None", "NODE_FAIL: its node failed"),
+        ("OUT_OF_MEMORY|OutOfMemory", "hardware.memory_gb"),
+        ("CANCELLED|None", "job 41 was cancelled"),
+        ("COMPLETED|None", "ended without a result"),
+    ],
+)
+def test_what_squeue_says_of_a_dead_job_is_its_reason(
+    project: Path, programs: Path, state: str, expected: str
+) -> None:
+    knows(programs, f"41|{state}")
+    config = compose([RUN, "hardware=slurm_cpu"], project)
+    [outcome] = start([config], wait=True)
+    assert outcome.code == 1 and expected in outcome.note
+
+
+def test_a_queued_job_is_not_submitted_twice(project: Path, programs: Path) -> None:
+    config = compose([RUN, "hardware=slurm_cpu"], project)
+    start([config])
+    knows(programs, "41|PENDING|Priority")
+    [outcome] = start([config])
     assert outcome.code is None and "already in the queue as job 41" in outcome.note
-    stub(slurm, "squeue", "exit 0")
-    [outcome] = cluster.dispatch([config], profile(config))
+    knows(programs)
+    [outcome] = start([config])
     assert "job 42" in outcome.note
 
 
-def test_a_failing_job_raises_so_that_slurm_says_failed(
-    project: Path, monkeypatch: pytest.MonkeyPatch
+def test_another_config_than_the_one_in_the_queue_is_refused(project: Path, programs: Path) -> None:
+    start([compose([RUN, "hardware=slurm_cpu"], project)])
+    knows(programs, "41|RUNNING|None")
+    other = compose([RUN, "hardware=slurm_cpu", "hardware.timeout_min=30", "tracking.tags=[x]"], project)
+    with pytest.raises(UserError) as caught:
+        start([other])
+    assert "hardware.timeout_min: 240 in the queue, 30 now" in str(caught.value)
+    assert "jobs cancel 41" in str(caught.value) and "tags" not in str(caught.value)
+
+
+def test_a_full_queue_keeps_what_was_submitted(
+    project: Path, programs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    full = "sbatch: error: Slurm temporarily unable to accept job, sleeping and retrying"
+    first = f'[ -e {programs}/full ] && {{ echo "{full}" >&2; sleep 9; }}; touch {programs}/full'
+    stub(programs, "sbatch", f'{first}; echo "Submitted batch job 41"')
+    monkeypatch.setattr(cluster, "SBATCH_SECONDS", 0.5)
+    configs = compose_all([RUN, "hardware=slurm_cpu", "hardware.timeout_min=30,40"], True, project)
+    configs += compose_all([RUN, "seed=1", "hardware=slurm_cpu", "hardware.timeout_min=40"], True, project)
+    outcomes = start([configs[0], configs[2]])
+    assert [outcome.code for outcome in outcomes] == [None, 1]
+    assert "queue is full" in outcomes[1].note and "the same command submits these" in outcomes[1].note
+    assert RunDirectory(configs[0].directory).status().state == "queued"
+    assert RunDirectory(configs[2].directory).status().state == "failed"
+
+
+def test_a_failing_job_ends_so_that_slurm_says_failed(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
 
     def run(config: Config) -> int:
-        seen.append(config.values["rerun"])
+        seen.append((config.values["rerun"], config.values["wait"]))
         raise ValueError("no")
 
     fake = SimpleNamespace(run=run)
     monkeypatch.setitem(sys.modules, "repro.pipeline", fake)  # type: ignore[arg-type]
     monkeypatch.setattr("repro.pipeline", fake, raising=False)
-    config = compose([RUN, "rerun=true"], project)
+    monkeypatch.setattr(slurm_job, "_write_into", lambda path: None)
+    monkeypatch.setattr(slurm_job.stopping, "listen", lambda **_: None)
+    config = compose([RUN, "rerun=true", "wait=false"], project)
     workers.prepare(config)
-    with pytest.raises(RuntimeError, match="failed with code 1"):
+    for restarts in ("0", "1"):
+        monkeypatch.setenv("SLURM_RESTART_COUNT", restarts)
+        with pytest.raises(SystemExit) as caught:
+            cluster.Run()(str(config.directory))
+        assert caught.value.code == 1
+    assert seen == [(True, True), (False, True)]  # a requeued job goes on instead of starting over
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "4")
+    RunDirectory(config.directory).set_status("queued")
+    with pytest.raises(SystemExit):
         cluster.Run()(str(config.directory))
-    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
-    with pytest.raises(RuntimeError):
-        cluster.Run()(str(config.directory))
-    assert seen == [True, False]  # a requeued job goes on instead of starting over
+    assert len(seen) == 2
+    assert "max_requeues=3" in str(RunDirectory(config.directory).status().reason)
 
 
 def test_checkpoint_is_the_same_again() -> None:

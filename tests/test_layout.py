@@ -43,7 +43,17 @@ MAY_IMPORT: dict[str, set[str]] = {
     "pipeline": {"config", "root_specs", "hardware", "planned", "aggregation", "claims", "tracking", "models",
                  "data", "training", "interventions", "analyses", "figures", "report"},
     "workers": {"pipeline", "config", "hardware"},
-    "cluster": {"workers", "config", "hardware"},
+    "slurm": {"hardware"},
+    "tasks": {"workers", "config", "hardware", "root_specs", "planned", "training"},
+    "processes": {"tasks", "workers", "hardware"},
+    "slurm_job": {"tasks", "workers", "config", "slurm"},
+    "preflight": {"tasks", "config", "hardware", "slurm"},
+    "cluster": {"preflight", "slurm_job", "tasks", "workers", "config", "hardware", "slurm"},
+    "jobs": {"tasks", "workers", "slurm"},
+    "jobs_command": {"jobs", "following"},
+    "following": {"jobs"},
+    "dispatch": {"cluster", "processes", "following", "tasks", "workers", "pipeline", "config", "hardware",
+                 "claims", "estimates", "estimate_text", "fitting"},
 }  # fmt: skip
 EXCEPTIONS = {
     ("models", "repro.data.random_streams"): "initialisation draws from the published random streams",
@@ -141,7 +151,18 @@ def test_init_files_are_empty() -> None:
 
 def test_what_is_imported_before_work_starts_is_light() -> None:
     """Specs, and everything up to the moment a run starts, load neither JAX nor PyTorch nor matplotlib."""
-    light = ["config", "cluster", "estimates", "estimate_text", "workers", "results", "run_directory", "listing", "claims", "tracking"]
+    light = [
+        "config",
+        "cluster",
+        "estimates",
+        "estimate_text",
+        "workers",
+        "results",
+        "run_directory",
+        "listing",
+        "claims",
+        "tracking",
+    ]
     modules = [f"repro.{name}" for name in light if (ROOT / "repro" / f"{name}.py").exists()]
     modules += [
         ".".join(path.relative_to(ROOT).with_suffix("").parts)

@@ -20,9 +20,10 @@ from repro.interventions.icl_manipulations import Forward
 from repro.models.icl_init import init
 from repro.models.icl_transformer import IclTransformerModel
 from repro.models.weights import load_weights, save_weights
+from repro.progress import Pace
 from repro.recorder import Recorder
 from repro.results import write_atomic
-from repro.run_directory import Pace, RunDirectory, now
+from repro.run_directory import RunDirectory, job_id, now
 from repro.training import loop
 from repro.training.places import HISTORY, PLAN, is_done
 from repro.training.plans import Plan
@@ -117,7 +118,7 @@ def train(directory: Path, progress: Callable[[int, int], None] = lambda step, t
         if is_done(directory):
             return
         (directory / CHECKPOINTS).mkdir(exist_ok=True)
-        here = {"pid": os.getpid(), "host": socket.gethostname(), "started": now()}
+        here = {"pid": os.getpid(), "host": socket.gethostname(), "started": now(), "job_id": job_id()}
         run.set_status("running", step=None, total=plan.steps, eta=None, **here)
         features = load(plan.data)
         if features is None:

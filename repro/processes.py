@@ -1,0 +1,105 @@
+"""Several processes at a time on this machine: the executor `processes`."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from repro.hardware import Hardware, worker_count
+from repro.run_directory import RunDirectory
+from repro.tasks import Task
+from repro.workers import LOG, Outcome, environment, mark_failed, python_path
+
+
+def run_processes(tasks: Sequence[Task], hardware: Hardware) -> list[Outcome]:
+    """Do prepared tasks in worker processes, some at a time; the outcomes of the runs among them.
+
+    One that fails or is killed stops only what needs it.
+    """
+    return _Processes(tasks, hardware).run()
+
+
+class _Processes:
+    def __init__(self, tasks: Sequence[Task], hardware: Hardware) -> None:
+        self._tasks, self._waiting, self._limit = list(tasks), list(tasks), worker_count(hardware)
+        self._variables = {**os.environ, **environment(hardware), "PYTHONPATH": python_path()}
+        self._running: dict[subprocess.Popen, Task] = {}
+        self._ended: dict[Path, Outcome] = {}
+        self._started = time.monotonic()
+
+    def run(self) -> list[Outcome]:
+        before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that workers are stopped, too
+        try:
+            while self._waiting or self._running:
+                self._start_some()
+                for process in [process for process in self._running if process.poll() is not None]:
+                    task = self._running.pop(process)
+                    self._note(task, _outcome(task, process.returncode))
+                time.sleep(0.05)
+        finally:
+            self._stop()
+            signal.signal(signal.SIGTERM, before)
+        return [self._ended[task.directory] for task in self._tasks if task.kind == "run"]
+
+    def _start_some(self) -> None:
+        for task in list(self._waiting):
+            needs = [self._ended.get(need) for need in self._needs(task)]
+            if failed := next((need for need in needs if need is not None and need.code), None):
+                self._waiting.remove(task)
+                self._note(task, not_started(task, failed.note))
+            elif all(needs) and len(self._running) < self._limit:
+                self._waiting.remove(task)
+                self._running[self._start(task)] = task
+
+    def _needs(self, task: Task) -> list[Path]:
+        """What must be done first, of what was not done when this began."""
+        known = {other.directory for other in self._tasks}
+        return [need for need in task.needs if need in known]
+
+    def _start(self, task: Task) -> subprocess.Popen:
+        command = [sys.executable, "-m", "repro.tasks", str(task.directory)]
+        with open(task.directory / LOG, "ab") as log:
+            return subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=self._variables
+            )
+
+    def _note(self, task: Task, outcome: Outcome) -> None:
+        self._ended[task.directory] = outcome
+        seconds, ended, total = time.monotonic() - self._started, len(self._ended), len(self._tasks)
+        left = f", about {seconds / ended * (total - ended):.0f} s left" if ended < total else ""
+        print(f"[{ended}/{total}{left}] {task.title}: {outcome.note}", flush=True)
+
+    def _stop(self) -> None:
+        for process in self._running:
+            process.terminate()
+        for process in self._running:
+            try:
+                process.wait(timeout=10)
+            except subprocess.TimeoutExpired:
+                process.kill()
+
+
+def not_started(task: Task, why: str) -> Outcome:
+    """The outcome of a task one of whose needs failed; written into its status, too."""
+    mark_failed(task.directory, f"not started: {why}")
+    return Outcome(task.config, 1, f"failed: not started: {why}")
+
+
+def _outcome(task: Task, code: int) -> Outcome:
+    if code == 0:
+        return Outcome(task.config, 0, "done")
+    log = task.directory / LOG
+    reason = f"killed by signal {-code}" if code < 0 else RunDirectory(task.directory).status().reason
+    if code < 0:
+        mark_failed(task.directory, f"the process was {reason}; the same command resumes it")
+    return Outcome(task.config, 1 if code < 0 else code, _failure(task, reason or f"exit code {code}", log))
+
+
+def _failure(task: Task, reason: str, log: Path) -> str:
+    what = "" if task.kind == "run" else f"{task.title}: "
+    return f"failed: {what}{reason} (log: {log})"
