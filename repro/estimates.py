@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from repro.config import Config
@@ -24,7 +25,7 @@ from repro.job_costs import (
     load_of,
     training_load,
 )
-from repro.machines import BUS, GIB, RUNTIME_GB, Machine, machine
+from repro.machines import BUS, DISK, GIB, RUNTIME_GB, Machine, machine
 from repro.run_directory import RunDirectory
 
 if TYPE_CHECKING:
@@ -82,7 +83,7 @@ def estimate(
     rate = 1e12 * _rate(load, at)
     passes = max(analysis / rate, _streamed(load, hardware, at))
     trainings = [(run.digest, run.flops, run.flops / rate) for run in load.trainings]
-    seconds = START_SECONDS + _side_by_side(load.trainings, rate, hardware) + share * passes
+    seconds = START_SECONDS + _reading(load) + _side_by_side(load.trainings, rate, hardware) + share * passes
     memory, host = _memory(load, hardware, at)
     return Estimate(
         config.title,
@@ -162,6 +163,20 @@ def check_fits(config: Config, hardware: Hardware) -> None:
         raise UserError(f"{config.title}: {problem}. {hints(config, hardware, need)}")
 
 
+def check_tasks_fit(tasks: Sequence[Task]) -> None:
+    """The same of jobs to be submitted, each a training, a part of an analysis, or a run."""
+    for task in tasks:
+        try:
+            need = of_task(task)
+        except UserError:
+            continue
+        problem = shortage(need, task.hardware)
+        if problem is not None:
+            from repro.fitting import hints
+
+            raise UserError(f"{task.title}: {problem}. {hints(task.config, task.hardware, need)}")
+
+
 def shortage(need: Estimate, hardware: Hardware) -> str | None:
     """What there is too little of on a profile, in words; None if the run fits as far as is known."""
     at = machine(hardware, cores_of(hardware))
@@ -176,6 +191,8 @@ def shortage(need: Estimate, hardware: Hardware) -> str | None:
             )
     limit, where = hardware.memory_gb, "hardware.memory_gb"
     if limit is None and hardware.executor != "slurm":
+        if hardware.device == "auto" and Path("/dev/nvidiactl").exists():
+            return None  # the model goes to a GPU of which nothing is known
         limit, where = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / GIB, "this machine"
     if limit is not None and need.host_bytes > limit * GIB:
         needed = f"{need.host_bytes / GIB:.1f}"
@@ -205,6 +222,11 @@ def _rate(load: Load, at: Machine) -> float:
     if load.small:
         return machine(Hardware(executor="inline", threads=1), 1).tflops
     return at.tflops
+
+
+def _reading(load: Load) -> float:
+    """Seconds to read the weights of a model that is loaded."""
+    return 0.0 if load.small or load.shape is None else load.shape.weights_bytes(load.dtype) / DISK
 
 
 def _side_by_side(trainings: Sequence[TrainingRun], rate: float, hardware: Hardware) -> float:
@@ -270,7 +292,10 @@ def _lines(load: Load, hardware: Hardware, at: Machine, analysis: float, share: 
         speed = machine(Hardware(executor="inline", threads=1), 1).says
         if at.on_gpu:
             speed += ", also on a GPU: so small a model waits for its kernels to start"
-    lines.append(f"time: {speed}, and {START_SECONDS:g} s to start; rough, within a factor of 2 or 3")
+    start = f"{START_SECONDS:g} s to start"
+    if _reading(load):
+        start += f", and {_reading(load):.0f} s to read the weights at {DISK / 1e9:g} GB/s"
+    lines.append(f"time: {speed}, {start}; rough, within a factor of 2 or 3")
     if hardware.device == "auto":
         lines.append("device auto: estimated for the CPU")
     return tuple(lines)

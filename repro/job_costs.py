@@ -5,6 +5,8 @@ Loads no weights, and neither PyTorch nor JAX. `repro.estimates` turns it into m
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -64,10 +66,14 @@ def load_of(config: Config, workers: int, elsewhere: Collection[str] = ()) -> Lo
         return _of_trained(config, specs, plans, workers, elsewhere)
     if getattr(specs["model"], "path", None) is not None:
         return _of_loaded(specs)
+    if specs["model"] is not None and specs["model"].kind == "organism":
+        return _of_organism(specs)
     from repro.analyses.icl_costs import cost
 
-    lines = () if specs["model"] is None or specs["model"].kind == "none" else ("model: lies in another run",)
-    return Load(None, "float32", cost(specs["analysis"], {}, specs["data"]), small=True, lines=lines)
+    if specs["model"] is not None and specs["model"].kind != "none" and specs["analysis"].trains:
+        line = f"model: the sizes of kind {specs['model'].kind} are not modelled"
+        return Load(None, "float32", not_modelled(specs["analysis"].kind), known=False, lines=(line,))
+    return Load(None, "float32", cost(specs["analysis"], {}, specs["data"]), small=True)
 
 
 def _of_trained(
@@ -189,3 +195,28 @@ def _of_loaded(specs: Mapping[str, Any]) -> Load:
         else "activations: not modelled, and not in the memory",
     )
     return Load(shape, model.dtype, analysis, activation_bytes=activations, lines=lines)
+
+
+def _of_organism(specs: Mapping[str, Any]) -> Load:
+    """A small language model that is trained here on one core before it is looked at."""
+    from repro.analyses.icl_costs import cost
+    from repro.models.shapes import Shape
+
+    model, task = specs["model"], specs["model"].task
+    words = getattr(task, "vocabulary", 0)
+    head, hidden = model.width // model.heads, model.mlp_width or 4 * model.width
+    shape = Shape(model.architecture, model.depth, model.heads, model.heads, model.width, head, hidden, words,
+                  model.context)  # fmt: skip
+    length = task.longest
+    sequence = shape.forward_flops(length, length) + shape.backward_flops(
+        length, length, weight_gradients=True
+    )
+    says = (
+        f"model: {shape.parameters:,} parameters" + ("" if words else " beside the embedding"),
+        f"training: at most {model.steps:,} steps of {model.batch} sequences of at most {length} tokens,"
+        f" {model.batch * sequence / 1e9:.2f} GFLOP each; none if it was trained before",
+    )
+    digest = hashlib.sha256(json.dumps(model.training_fingerprint(), sort_keys=True).encode()).hexdigest()
+    run = TrainingRun(digest, model.steps * model.batch * sequence, says[1])
+    return Load(shape, model.dtype, cost(specs["analysis"], shape, specs["data"]), (run,), small=True,
+                lines=says[:1])  # fmt: skip

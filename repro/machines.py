@@ -40,6 +40,7 @@ GPU_EFFICIENCY, CPU_EFFICIENCY = 0.4, 0.5
 CORE_TFLOPS = 0.08
 # Weights that do not fit the GPU come over the bus at each pass: TB/s.
 BUS = 0.025
+DISK = 1e9  # bytes a second at which weights are read, once
 RUNTIME_GB = 2.0  # context, kernels and workspaces, on each GPU
 
 

@@ -70,8 +70,11 @@ def cost(spec: specs.Analysis, subject: Any, data: Any) -> Cost:
         return own(subject, data)
     if isinstance(spec, specs.Inspect) and spec.run is not None:
         return not_modelled("inspect", "the model lies in another run")
-    known = _KNOWN.get(type(spec))
-    return known(spec, subject) if known else not_modelled(str(getattr(spec, "kind", type(spec).__name__)))
+    known, kind = _KNOWN.get(type(spec)), str(getattr(spec, "kind", type(spec).__name__))
+    if known is not None and not isinstance(spec, specs.ToyFactors | specs.LearningCurves):
+        if not isinstance(subject, Mapping) or not subject:
+            return not_modelled(kind, "it looks at models that the config trains, and there are none")
+    return known(spec, subject) if known else not_modelled(kind)
 
 
 def _toy(spec: specs.ToyFactors, _: Any) -> Cost:
