@@ -24,13 +24,13 @@ from repro.models.language_model import LanguageModel, Layer
 
 CORE_SITES = ("q", "k", "v", "attn_scores", "pattern")
 _PREFIX = "repro_"
-Wanted = Mapping[int | None, tuple[Mapping[str, Site], Sequence[CutEdges]]]
+Wanted = Mapping[int, tuple[Mapping[str, Site], Sequence[CutEdges]]]
 
 
 @contextmanager
 def attention_core(model: LanguageModel, wanted: Wanted) -> Iterator[None]:
     """Within the context, attention of the given layers goes through their sites and cuts."""
-    cores = {index: _Core(model.layers[index or 0], *parts) for index, parts in wanted.items()}
+    cores = {index: _Core(model.layers[index], *parts) for index, parts in wanted.items()}
     if model.layers[0].core_method is not None:
         with _shadowed(model, cores):
             yield
@@ -76,11 +76,12 @@ def _eager_of(module: Any) -> Any:
 
 
 @contextmanager
-def _shadowed(model: LanguageModel, cores: Mapping[int | None, _Core]) -> Iterator[None]:
+def _shadowed(model: LanguageModel, cores: Mapping[int, _Core]) -> Iterator[None]:
     names = []
     try:
         for core in cores.values():
             module, name = core.layer.attention, core.layer.core_method
+            assert name is not None
             library = getattr(module, name)
 
             def call(

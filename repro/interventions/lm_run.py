@@ -86,7 +86,7 @@ def run(
         result.logits = result.logits.detach()
         if not torch.isfinite(result.logits).all():
             raise UserError(
-                f"logits are not finite (dtype {model.dtype}). Give model.dtype=bfloat16 or float32, and check"
+                f"logits are not finite (dtype {model.dtype}). Give model.dtype=float32, and check"
                 " the checkpoint's weights"
             )
     return result
@@ -108,11 +108,12 @@ def _trunk(model: LanguageModel, batch: TokenBatch) -> Tensor:
         }
     if tokens.shape[1] > model.max_positions:
         raise UserError(
-            f"prompts of {tokens.shape[1]} tokens: this model takes at most {model.max_positions}. Give shorter ones"
+            f"prompts of {tokens.shape[1]} tokens: the model takes at most {model.max_positions}."
+            " Give shorter ones"
         )
     if int(tokens.max()) >= model.vocabulary or int(tokens.min()) < 0:
         raise UserError(
-            f"token ids {int(tokens.min())} to {int(tokens.max())}: this model has ids 0 to {model.vocabulary - 1}."
+            f"token ids {int(tokens.min())} to {int(tokens.max())}: it has 0 to {model.vocabulary - 1}."
             " Use the tokenizer of the model"
         )
     return model.hf.base_model(input_ids=tokens, use_cache=False, **arguments).last_hidden_state
@@ -178,11 +179,12 @@ def _hooked(model: LanguageModel, edits: Sequence[Edit], result: Run) -> Iterato
         key = ("resid_pre", 0) if item.at.site == "embedding" else item.at.key
         site = sites.setdefault(key, _Site(result))
         (site.reads if isinstance(item, Read) else site.edits).append(item)
+    inside: dict[int, tuple[dict[str, Any], list[CutEdges]]]
     inside = {layer: ({}, given) for layer, given in cuts.items()}
     with ExitStack() as stack:
         for (name, layer), site in sorted(sites.items(), key=lambda item: LM_SITES.index(item[0][0])):
             if name in CORE_SITES:
-                inside.setdefault(layer, ({}, []))[0][name] = site
+                inside.setdefault(layer or 0, ({}, []))[0][name] = site
                 continue
             for handle in lm_hooks.add(model, name, layer, site):
                 stack.callback(handle.remove)

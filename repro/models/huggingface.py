@@ -45,12 +45,21 @@ def load(spec: HuggingFace, hardware: Mapping[str, Any], store: Path | None = No
     try:
         from transformers import AutoModelForCausalLM
 
-        hf = AutoModelForCausalLM.from_pretrained(
-            spec.path, revision=spec.revision or "main", dtype=getattr(torch, spec.dtype), use_safetensors=True,
-            attn_implementation=_attention(spec.attention, kind), **spread,
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            spec.path, revision=spec.revision or "main", dtype=getattr(torch, spec.dtype),
+            use_safetensors=True, attn_implementation=_attention(spec.attention, kind),
+            output_loading_info=True, **spread,
         )  # fmt: skip
     except (OSError, ValueError) as error:
         raise _unreachable(spec.path, error) from None
+    hf, report = loaded
+    if report["missing_keys"] or report["mismatched_keys"]:
+        # The library fills these with random numbers, and only warns.
+        lacking = sorted([*report["missing_keys"], *(str(one[0]) for one in report["mismatched_keys"])])
+        raise UserError(
+            f"model.path: {spec.path} lacks weights that its config.json asks for: {', '.join(lacking[:3])}"
+            f" ({len(lacking)} in all). Give a whole checkpoint, with the config it was saved with"
+        )
     if not spread:
         hf.to(device)
     return wrap(hf, _tokenizer(spec))
@@ -92,8 +101,8 @@ def _check_weights(folder: Path) -> None:
     pickled = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in folder.glob(pattern))
     if pickled:
         raise UserError(
-            f"model.path: {folder} has pickled weights only ({', '.join(pickled[:3])}), which could run anything"
-            " when read. Convert them to safetensors: load them where you trust them, then"
+            f"model.path: {folder} has pickled weights only ({', '.join(pickled[:3])}), which could"
+            " run anything when read. Convert them to safetensors: load them where you trust them, then"
             " model.save_pretrained(FOLDER)"
         )
     raise UserError(
@@ -140,6 +149,6 @@ def _unsupported(kind: str, where: str) -> UserError:
 def _unreachable(path: str, error: Exception) -> UserError:
     first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     return UserError(
-        f"model.path: {path} cannot be loaded: {first}\nGive a hub name that this machine can reach or has in its"
-        " cache, or a folder with config.json and model.safetensors: model.path=FOLDER"
+        f"model.path: {path} cannot be loaded: {first}\nGive a hub name that this machine can reach or has"
+        " in its cache, or a folder with config.json and model.safetensors: model.path=FOLDER"
     )

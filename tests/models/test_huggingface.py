@@ -42,7 +42,9 @@ def test_shards_and_dtypes(tmp_path):
     assert len(list(tmp_path.glob("*.safetensors"))) > 1
     exact = load(spec(tmp_path, dtype="float64"), CPU)
     assert exact.dtype == torch.float64
-    torch.testing.assert_close(run(exact, BATCH).logits.float(), run(made, BATCH).logits, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(
+        run(exact, BATCH).logits.float(), run(made, BATCH).logits, atol=1e-4, rtol=1e-4
+    )
     assert load(spec(tmp_path, dtype="bfloat16"), CPU).dtype == torch.bfloat16
 
 
@@ -80,7 +82,7 @@ def test_weights_that_do_not_belong_to_the_config_are_refused(tmp_path):
 
 
 def test_a_name_that_cannot_be_reached(monkeypatch):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(UserError, match="no-such/model cannot be loaded.*\n.*model.path=FOLDER"):
         load(spec("no-such/model"), CPU)
 

@@ -1,4 +1,4 @@
-"""GPT-Neo: global and local (sliding-window) attention in turn; scores neither scaled nor in half precision."""
+"""GPT-Neo: global and local (sliding-window) attention in turn; scores are not scaled."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""GPT-NeoX and Pythia: projections fused head by head; rotary positions on part of a head; usually parallel."""
+"""GPT-NeoX and Pythia: projections fused head by head; rotary positions on part of it; usually parallel."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""GPT-J: attention and MLP read the same normalised input; rotary positions on part of a head; biased head."""
+"""GPT-J: attention and MLP read the same normalised input; rotary on part of a head; biased unembedding."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""OPT: the block has no MLP module; positions are offset by two; the 350M size normalises after, not before."""
+"""OPT: no MLP module; positions are offset by two; the 350M size normalises after, not before."""
 
 from __future__ import annotations
 
@@ -46,4 +46,6 @@ def adapt(hf: Any, tokenizer: Any) -> LanguageModel:
     """An OPTForCausalLM with its parts named."""
     decoder = hf.model.decoder
     layers = [OptLayer(i, block, hf.config.num_attention_heads) for i, block in enumerate(decoder.layers)]
-    return LanguageModel(hf, tokenizer, "opt", layers, decoder.embed_tokens, decoder.final_layer_norm)
+    model = LanguageModel(hf, tokenizer, "opt", layers, decoder.embed_tokens, decoder.final_layer_norm)
+    model.project_out = decoder.project_out
+    return model
