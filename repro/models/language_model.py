@@ -149,6 +149,7 @@ class LanguageModel:
     ) -> None:  # fmt: skip
         self.hf, self.tokenizer, self.family, self.layers = hf, tokenizer, family, list(layers)
         self.embedding, self.last_norm = embedding, last_norm
+        self.project_out: nn.Module | None = None  # OPT-350M only: to the narrower embeddings
         self.head = hf.get_output_embeddings()
         hf.eval().requires_grad_(False)
         config = hf.config.get_text_config()
@@ -184,10 +185,11 @@ class LanguageModel:
 
     def final_norm(self, resid: Tensor) -> Tensor:
         """The last residual stream, normalised, as the unembedding reads it."""
-        return resid if self.last_norm is None else self.last_norm(resid)
+        normed = resid if self.last_norm is None else self.last_norm(resid)
+        return normed if self.project_out is None else self.project_out(normed)
 
     def unembed(self, normed: Tensor, columns: Tensor | None = None) -> Tensor:
-        """Logits [.., V] of final_norm [.., d]; only those of `columns` [.., C] (tokens) if given: [.., C]."""
+        """Logits [.., V] of final_norm [.., d]; with `columns` [.., C] (tokens) only those, [.., C]."""
         if columns is None:
             return self.head(normed)
         logits = torch.einsum("...d,...cd->...c", normed, self.unembedding[columns])
