@@ -6,24 +6,31 @@ the model.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from repro import aggregation, claims, planned, results, root_specs, tracking
-from repro.config import Config
+from repro import aggregation, claims, planned, progress, results, root_specs, shards, tracking
+from repro.config import CONFIG_JSON, Config
 from repro.errors import UserError
-from repro.hardware import Hardware, cpu_count
-from repro.recorder import Recorder
-from repro.results import Result
+from repro.hardware import Hardware, cpu_share
+from repro.recorder import Recorder, Silent
+from repro.results import Result, write_atomic
 from repro.run_directory import RunDirectory, follow_progress
 
 PAPERS = Path(__file__).resolve().parent.parent / "papers"
 
 
 def run(config: Config) -> int:
-    """Do one run, unless it is done; returns the exit code 0. What fails raises, and leaves what resumes."""
+    """Do one run, or one part of it, unless it is done; returns the exit code 0.
+
+    What fails raises, and leaves what resumes.
+    """
+    if config.part:
+        run_shard(config)
+        return 0
     values, specs = config.values, root_specs.parse(config.values)
     directory = RunDirectory(config.directory)
     with directory.work(
@@ -37,10 +44,12 @@ def run(config: Config) -> int:
             listeners = [tracker.log_rows, follow_progress(directory, _total_steps(plans))]
             with Recorder(directory.path, listeners) as record:
                 data = import_module(specs["data"].module).load(specs["data"])
-                subject = _subject(config, specs, plans, record, data, directory)
+                subject = functools.cache(lambda: _subject(config, specs, plans, record, data))
+                if plans:
+                    subject()  # its history is recorded also where only shards are merged
                 directory.note(**_facts(config, specs, data))
-                analysis = import_module(specs["analysis"].module)
-                result = analysis.run(subject, data, record, directory.path, specs["analysis"])
+                with progress.heard(_shown_in(directory)):
+                    result = _answer(config, specs, subject, data, record)
             results.save(directory.path, result)
             tracker.scalars(result.scalars)
             tracker.figures(draw(config, [result]))
@@ -51,6 +60,19 @@ def run(config: Config) -> int:
             tracking.mark_published(directory.path, "online")
     _tell(config, result, verdicts)
     return 0
+
+
+def run_shard(config: Config) -> None:
+    """Compute and save one part of an analysis, unless it is done: no figures, claims or W&B run."""
+    specs, directory = root_specs.parse(config.values), RunDirectory(config.directory)
+
+    def load() -> tuple[Any, Any]:
+        data = import_module(specs["data"].module).load(specs["data"])
+        directory.note(**_facts(config, specs, data))
+        return _subject(config, specs, planned.plans(config, specs), Silent(), data), data
+
+    if config.values["rerun"] or shards.finished(config) is None:
+        _compute_shard(config, specs, load)
 
 
 def remake(config: Config) -> None:
@@ -86,9 +108,52 @@ def draw(
     return [path for path in drawn if path.suffix == ".png"]
 
 
+def _answer(
+    config: Config, specs: Mapping[str, Any], subject: Callable[[], Any], data: Any, record: Recorder
+) -> Result:  # fmt: skip
+    """What the analysis finds: in one piece, or merged from its parts, of which missing ones are computed.
+
+    subject: called only if something is to be computed.
+    """
+    analysis = import_module(specs["analysis"].module)
+    parts = shards.shard_configs(config)
+    if not parts:
+        return analysis.run(subject(), data, record, config.directory, specs["analysis"])
+    since = shards.asked_for(config)
+    found = [
+        shards.finished(part, since) or _compute_shard(part, specs, lambda: (subject(), data))
+        for part in parts
+    ]
+    return analysis.merge(found, specs["analysis"])
+
+
+def _compute_shard(
+    config: Config, specs: Mapping[str, Any], load: Callable[[], tuple[Any, Any]]
+) -> Result:  # fmt: skip
+    """One part, saved in its directory. load: gives what the analysis looks at, and the data."""
+    values, directory = config.values, RunDirectory(config.directory)
+    with directory.work(
+        values, config.command, device=values["hardware"]["device"], seeds=values["seed"],
+        rerun=directory.is_done(), wait=values["wait"],
+    ) as work:  # fmt: skip
+        if work:
+            write_atomic(directory.path / CONFIG_JSON, config.to_json())
+            with progress.heard(_shown_in(directory)):
+                subject, data = load()
+                analysis = import_module(specs["analysis"].module)
+                part = shards.part_of(config)
+                result = analysis.run_part(subject, data, directory.path, specs["analysis"], part)
+            results.save(directory.path, result)
+    return results.load(directory.path)
+
+
+def _shown_in(directory: RunDirectory) -> Callable[[progress.Progress], None]:
+    """Keeps step, total and time left of status.json true."""
+    return lambda bar: directory.set_status("running", step=bar.done, total=bar.total, eta=bar.eta)
+
+
 def _subject(
-    config: Config, specs: Mapping[str, Any], plans: Mapping[str, Any], record: Recorder, data: Any,
-    directory: RunDirectory,
+    config: Config, specs: Mapping[str, Any], plans: Mapping[str, Any], record: Recorder, data: Any
 ) -> Any:  # fmt: skip
     """What the analysis looks at: trained models by condition, a loaded model, or nothing."""
     if plans:
@@ -98,9 +163,11 @@ def _subject(
             raise UserError("data: training needs features, got data=none. Valid choices: data=gaussian, ...")
         workers = _training_workers(Hardware.parse(config.values["hardware"], "hardware"))
         trained = train_all(plans, planned.store(config), record, workers, data)
+        directory = RunDirectory(config.directory)
         directory.note(trained={name: str(run.directory) for name, run in trained.items()})
         for name, run in trained.items():
-            run.copy_last(directory.path / "checkpoints" / f"{name or 'model'}.safetensors")
+            if not config.part:
+                run.copy_last(directory.path / "checkpoints" / f"{name or 'model'}.safetensors")
         return trained
     module = specs["model"].module if specs["model"] is not None else ""
     if not module:
@@ -110,9 +177,8 @@ def _subject(
 
 def _training_workers(hardware: Hardware) -> int:
     """Processes that train side by side: one a CPU; none beside this one on a GPU or with one thread."""
-    if hardware.device == "cuda" or hardware.threads == 1:
-        return 0
-    return hardware.threads or cpu_count()
+    threads = cpu_share(hardware)
+    return 0 if hardware.device == "cuda" or threads == 1 else threads
 
 
 def _last_step(plans: Mapping[str, Any]) -> int | None:

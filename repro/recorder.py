@@ -126,6 +126,19 @@ class Recorder:
         }
 
 
+class Silent(Recorder):
+    """Takes rows and keeps none: for a part of an analysis, whose run records the training itself."""
+
+    def __init__(self) -> None:
+        pass
+
+    def many(self, steps: Iterable[int], columns: Mapping[str, Any], condition: str = "") -> None:
+        """Nothing."""
+
+    def finish(self) -> None:
+        """Nothing."""
+
+
 def _block_lines(condition: str, steps: np.ndarray, block: dict[str, np.ndarray]) -> str:
     """One line for each set of columns that have values at the same rows: a gap costs nothing."""
     groups: dict[bytes, dict[str, np.ndarray]] = {}

@@ -17,6 +17,7 @@ import os
 import re
 import secrets
 import zipfile
+import zlib
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -212,7 +213,7 @@ def load(directory: Path) -> Result:
         with np.load(directory / "arrays.npz", allow_pickle=False) as archive:
             for name, entry in manifest.items():
                 arrays[name] = NamedArray(archive[name], entry["axes"], entry["unit"])
-    except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
+    except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile, zlib.error) as error:
         raise _damaged(directory / "arrays.npz", error) from error
     return Result(scalars, arrays, notes)
 

@@ -17,6 +17,7 @@ A part is a run of its own, without figures and claims, in <run>/shards/<index>-
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
@@ -174,10 +175,21 @@ def shard_configs(config: Config) -> list[Config]:
     ]
 
 
-def finished(config: Config) -> Result | None:
-    """What a part gave; None if it is not done, of another config, or damaged, and so to be computed."""
+def asked_for(config: Config) -> float:
+    """From when on parts count: with rerun=true only those since the run was prepared, else any (seconds)."""
+    saved = config.directory / "config.json"
+    if not config.values["rerun"]:
+        return 0.0
+    return saved.stat().st_mtime if saved.exists() else math.inf
+
+
+def finished(config: Config, since: float = 0.0) -> Result | None:
+    """What a part gave; None if it is not done, of another config, or damaged, and so to be computed.
+
+    since: a time in seconds; what is older does not count.
+    """
     run = RunDirectory(config.directory)
-    if not run.is_done():
+    if not run.is_done() or (run.path / "scalars.json").stat().st_mtime < since:
         return None
     try:
         saved = read_json(run.path / "config.json")

@@ -5,11 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from repro.analyses import circuit_settings
 from repro.analyses.circuit_settings import head_groups, run
 from repro.analyses.specs import CircuitSettings
 from repro.errors import UserError
 from repro.interventions.specs import AblateHeads
+from repro.training.specs import Training
 from tests.analyses.small_runs import Run, circuit, features
+from tests.analyses.splitting import assert_split_equals_whole
 
 SETTINGS = {
     "full": [],
@@ -116,3 +119,11 @@ def test_wrong_settings_are_refused_before_anything_is_trained(wrong, says):
 def test_an_unknown_baseline_is_refused():
     with pytest.raises(UserError, match="baseline.*fsl_train"):
         run({"": circuit_run()}, features(), None, None, spec(baseline="other", sequences=10))
+
+
+def test_split_over_settings_and_checkpoints(tmp_path):
+    asked = spec(checkpoints=2, baseline="fsl_train", report_at=[160])
+    items = asked.items(lambda _: {"training": Training(sequences=320, checkpoint_every=320)})
+    assert items == 12
+    subject = {"": circuit_run()}
+    assert_split_equals_whole(circuit_settings, subject, features(), asked, items, tmp_path, (2, 5))

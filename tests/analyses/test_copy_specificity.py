@@ -5,11 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from repro.analyses import copy_specificity
 from repro.analyses.copy_specificity import by_label, run
 from repro.analyses.icl_measures import Measured
 from repro.analyses.specs import CopySpecificity
 from repro.errors import UserError
-from tests.analyses.small_runs import COUNT, circuit_run, features
+from tests.analyses.small_runs import COUNT, SPEC, circuit_run, features
+from tests.analyses.splitting import assert_split_equals_whole
 
 
 @pytest.fixture(scope="module")
@@ -61,3 +63,12 @@ def test_shares_by_label_by_hand():
     accuracy, shares = by_label(cases, target, [4, 7])
     np.testing.assert_allclose(accuracy, [[1 / 3, 1 / 2], [1, 1]])
     np.testing.assert_allclose(shares, [[2 / 3, 1 / 3], [np.nan, np.nan]])
+
+
+@pytest.mark.parametrize("reference", [None, "1:1"])
+def test_split_over_settings_and_heads(tmp_path, reference):
+    asked = CopySpecificity(reference=reference)
+    items = asked.items(lambda _: {"model": SPEC})
+    assert items == 4
+    subject = {"": circuit_run(copies=((0, 1), (2,)))}
+    assert_split_equals_whole(copy_specificity, subject, features(), asked, items, tmp_path, (2, 3, 4))

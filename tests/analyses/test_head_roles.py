@@ -5,12 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from repro.analyses import head_roles
 from repro.analyses.head_roles import run, summary
 from repro.analyses.icl_measures import Measured, measure, training_sequences
 from repro.analyses.specs import HeadRoles
 from repro.errors import UserError
 from repro.interventions.specs import AblateHeads
 from tests.analyses.small_runs import COUNT, SEQUENCES, circuit_run, features, random_run
+from tests.analyses.splitting import assert_split_equals_whole
 
 GUESS = 1 / 3  # of a model that always predicts label 0
 
@@ -107,3 +109,24 @@ def test_summary_by_hand():
 def test_heads_and_layers_that_do_not_exist_are_refused(wrong):
     with pytest.raises(UserError, match=f"analysis.{next(iter(wrong))}"):
         run({"": circuit_run()}, features(), None, None, HeadRoles(sequences=10, **wrong))
+
+
+@pytest.mark.parametrize(
+    ("changes", "items"),
+    [
+        ({}, 1 + 2 * 4 + 4 + 3),
+        ({"also_without": None}, 1 + 2 * 4 + 4),
+        ({"order": ["1:2", "1:0"], "also_without": "1:3"}, 1 + 2 * 4 + 2 + 2),
+        ({"order": ["1:2", "1:0"], "also_without": "1:0"}, 1 + 2 * 4 + 2 + 1),
+    ],
+)
+def test_split_over_ablations(tmp_path, changes, items):
+    asked, subject = HeadRoles(sequences=40, **changes), random_run(3, heads=4)
+    assert asked.items(lambda _: {"model": subject.spec}) == items
+    counts = (1, 3, 5) if not changes else (2,)
+    assert_split_equals_whole(head_roles, {"": subject}, features(), asked, items, tmp_path, counts)
+
+
+def test_how_many_ablations_may_depend_on_strengths():
+    asked = HeadRoles(order=["1:0"], also_without="strongest")
+    assert asked.items(lambda _: {"model": random_run(3, heads=4).spec}) is None

@@ -5,11 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from repro.analyses import pooled_heads
 from repro.analyses.pooled_heads import run, summary
 from repro.analyses.specs import PooledHeads
 from repro.data.specs import Sequences
 from repro.errors import UserError
 from tests.analyses.small_runs import SEQUENCES, Run, circuit, circuit_run, features
+from tests.analyses.splitting import assert_split_equals_whole
 
 POOLS = {
     "5": {"main": "first", "only": {"1:0": "fast", "1:1": "never"}},
@@ -88,3 +90,11 @@ def test_what_cannot_be_pooled_is_refused(subject, change, says):
 def test_a_pool_needs_its_main_condition():
     with pytest.raises(UserError, match="main"):
         PooledHeads.parse({"pools": {"5": {"only": {}}}}, "analysis")
+
+
+def test_split_over_pools(subject, tmp_path):
+    pools = {**POOLS, "7": {"main": "third", "only": {}}}
+    asked = PooledHeads.parse({"pools": pools}, "analysis")
+    assert asked.items(lambda _: {}) == 3
+    subjects = {**subject, "third": circuit_run(copies=((0,), (1, 2)))}
+    assert_split_equals_whole(pooled_heads, subjects, features(), asked, 3, tmp_path, (2, 3))

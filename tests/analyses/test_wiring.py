@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from repro.analyses import wiring
 from repro.analyses.icl_measures import measure, training_sequences
 from repro.analyses.specs import Wiring
 from repro.analyses.wiring import composition, run
@@ -13,6 +14,7 @@ from repro.interventions.specs import AblateHeads, Preserve
 from repro.models.icl_init import init
 from repro.models.specs import IclTransformer
 from tests.analyses.small_runs import SEQUENCES, Run, circuit_run, features, random_run
+from tests.analyses.splitting import assert_split_equals_whole
 from tests.models.small_models import from_weights, named
 
 
@@ -104,3 +106,10 @@ def test_three_layers_are_refused():
     spec = IclTransformer(depth=3, heads=2, width=8)
     with pytest.raises(UserError, match="two layers"):
         run({"": Run({0: init(spec, 4, 3, 0)}, spec=spec)}, features(), None, None, Wiring())
+
+
+def test_split_over_ablations(tmp_path):
+    asked, subject = Wiring(sequences=40), random_run(2, heads=3)
+    items = asked.items(lambda _: {"model": subject.spec})
+    assert items == 2 * (3 + 2 * 9)
+    assert_split_equals_whole(wiring, {"": subject}, features(), asked, items, tmp_path, (2, 4))
