@@ -16,6 +16,7 @@ from torch import Tensor
 
 from repro.data.ioi_prompts import Prompt, PromptSet
 from repro.data.token_batch import TokenBatch
+from repro.data.word_tokenizer import WordTokenizer
 from repro.errors import UserError
 
 NEIGHBOURS = {"-1": -1, "+1": 1}
@@ -83,6 +84,9 @@ def single_tokens(prompts: PromptSet, tokenizer: Any) -> dict[str, int]:
     for prompt in prompts.prompts:
         # Words from elsewhere: animals, or records that were edited.
         words |= dict.fromkeys(filter(None, (prompt.io, prompt.s1, prompt.s2, prompt.c, prompt.final)))
+    if isinstance(tokenizer, WordTokenizer):
+        vocabulary = tokenizer.get_vocab()
+        _refuse([f"{word} (unknown)" for word in words if word not in vocabulary], len(words))
     context = prompts.words.names[0]  # some tokenizers encode a leading space of a whole text differently
     encoded = _encode(tokenizer, [context, *(f"{context} {word}" for word in words)])
     before = len(encoded[context])
@@ -93,13 +97,7 @@ def single_tokens(prompts: PromptSet, tokenizer: Any) -> dict[str, int]:
         for word, ids in tails.items()
         if len(ids) != 1 or ids == unknown
     ]
-    if split:
-        raise UserError(
-            "data: every name, place and object must be one token behind a space; with this model's"
-            f" tokenizer {len(split)} of {len(words)} are not: {', '.join(split[:12])}"
-            f"{', ...' if len(split) > 12 else ''}. Give your own lists with data.words=FILE.json, e.g."
-            ' {"names": ["Mary", ...], "places": [...], "objects": [...]}'
-        )
+    _refuse(split, len(words))
     taken: dict[int, str] = {}
     for word, (token,) in tails.items():
         if taken.setdefault(token, word) != word:
@@ -107,6 +105,17 @@ def single_tokens(prompts: PromptSet, tokenizer: Any) -> dict[str, int]:
                 f"data: {taken[token]} and {word} are the same token of this model. Leave one out"
             )
     return {word: token for word, (token,) in tails.items()}
+
+
+def _refuse(split: Sequence[str], total: int) -> None:
+    """Refuse words that are not one token; `split` says of each what it is instead."""
+    if split:
+        raise UserError(
+            "data: every name, place and object must be one token behind a space; with this model's"
+            f" tokenizer {len(split)} of {total} are not: {', '.join(split[:12])}"
+            f"{', ...' if len(split) > 12 else ''}. Give your own lists with data.words=FILE.json, e.g."
+            ' {"names": ["Mary", ...], "places": [...], "objects": [...]}'
+        )
 
 
 def start_token(tokenizer: Any) -> int:
