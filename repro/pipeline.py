@@ -45,10 +45,10 @@ def run(config: Config) -> int:
             with Recorder(directory.path, listeners) as record:
                 data = import_module(specs["data"].module).load(specs["data"])
                 subject = functools.cache(lambda: _subject(config, specs, plans, record, data))
-                if plans:
-                    subject()  # its history is recorded also where only shards are merged
-                directory.note(**_facts(config, specs, data))
                 with progress.heard(_shown_in(directory)):
+                    if plans:
+                        subject()  # its history is recorded also where only shards are merged
+                    directory.note(**_facts(config, specs, data))
                     result = _answer(config, specs, subject, data, record)
             results.save(directory.path, result)
             tracker.scalars(result.scalars)

@@ -7,6 +7,7 @@ moment goes on from there when SLURM, or the same command, starts it again.
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import sys
 from collections.abc import Callable
@@ -26,13 +27,12 @@ def work(directory: Path) -> None:
     print(f"all that this job says is in {directory / LOG}", flush=True)
     _write_into(directory / LOG)
     allowed = int(job.get("max_requeues", 3))
+    if difference := provenance.difference(job, provenance.code(ROOT)):
+        print(f"warning: {difference}", flush=True)
     print(
         f"{now()} job {job_id()} on {socket.gethostname()}, restarted {restarts} of {allowed} times",
         flush=True,
     )
-    difference = provenance.difference(job, provenance.code(ROOT))
-    if difference:
-        print(f"warning: {difference}", flush=True)
     if restarts > allowed:
         reason = f"restarted {restarts} times, and hardware.max_requeues={allowed}; the same command goes on"
         print(f"error: {reason}", flush=True)
@@ -42,6 +42,7 @@ def work(directory: Path) -> None:
     def again(end: Callable[[int], Any] = sys.exit) -> None:
         _stopped(run, restarts, allowed, end)
 
+    signal.signal(signal.SIGCONT, signal.SIG_DFL)  # sent with every other signal; submitit would log it
     stopping.listen(
         is_cancelled=lambda: "cancelled" in run.job(),
         late=lambda: again(os._exit),
