@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from repro import estimate_text, tasks
+from repro import estimate_text, estimates, tasks
 from repro.config import Config, load
 from repro.errors import UserError
 from repro.hardware import Hardware, worker_count
@@ -119,7 +119,9 @@ def by_profile(configs: Sequence[Config]) -> list[tuple[Hardware, list[Config]]]
 
 def refuse_too_large(configs: Sequence[Config]) -> None:
     """Raise `UserError`, with what would fit, if a run needs more memory than its profile has."""
-    for hardware, group in by_profile(configs):
+    on_slurm = [item for item in configs if _executor(item) == "slurm"]
+    estimates.check_tasks_fit(tasks.tasks(on_slurm))
+    for hardware, group in by_profile([item for item in configs if item not in on_slurm]):
         estimate_text.refuse(group, hardware)
 
 

@@ -16,16 +16,18 @@ from repro.config import Config
 from repro.errors import UserError
 from repro.hardware import Hardware, cpu_count
 from repro.job_costs import (
-    CUDA_BYTES,
-    PROCESS_BYTES,
-    SHARD_BYTES,
     START_SECONDS,
     Load,
     TrainingRun,
     load_of,
+    memory_bytes,
+    rate,
+    reading_seconds,
+    spilled_bytes,
+    streaming_seconds,
     training_load,
 )
-from repro.machines import BUS, DISK, GIB, RUNTIME_GB, Machine, machine
+from repro.machines import DISK, GIB, RUNTIME_GB, Machine, machine
 from repro.run_directory import RunDirectory
 
 if TYPE_CHECKING:
@@ -80,11 +82,12 @@ def estimate(
     at = machine(hardware, cores_of(hardware), load.dtype)
     share = 0.0 if analysed_elsewhere else 1 / config.part[1] if config.part else 1.0
     analysis = load.cost.total_flops(load.shape) if load.shape else load.cost.flops
-    rate = 1e12 * _rate(load, at)
-    passes = max(analysis / rate, _streamed(load, hardware, at))
-    trainings = [(run.digest, run.flops, run.flops / rate) for run in load.trainings]
-    seconds = START_SECONDS + _reading(load) + _side_by_side(load.trainings, rate, hardware) + share * passes
-    memory, host = _memory(load, hardware, at)
+    speed = 1e12 * rate(load, at)
+    passes = max(analysis / speed, streaming_seconds(load, hardware, at))
+    trainings = [(run.digest, run.flops, run.flops / speed) for run in load.trainings]
+    seconds = START_SECONDS + reading_seconds(load) + share * passes
+    seconds += _side_by_side(load.trainings, speed, hardware)
+    memory, host = memory_bytes(load, hardware, at)
     return Estimate(
         config.title,
         load.shape.parameters if load.shape else None,
@@ -110,7 +113,7 @@ def of_task(task: Task) -> Estimate:
         return replace(estimate(task.config, hardware, elsewhere, split), title=task.title)
     load = training_load(task.plan)
     at = machine(hardware, cores_of(hardware))
-    seconds = START_SECONDS + sum(run.flops for run in load.trainings) / (1e12 * _rate(load, at))
+    seconds = START_SECONDS + sum(run.flops for run in load.trainings) / (1e12 * rate(load, at))
     return Estimate(
         task.title, load.shape.parameters if load.shape else None,
         load.shape.weights_bytes(load.dtype) if load.shape else None,
@@ -217,55 +220,10 @@ def training_workers(hardware: Hardware) -> int:
     return 0 if hardware.device == "cuda" or hardware.threads == 1 else cores_of(hardware)
 
 
-def _rate(load: Load, at: Machine) -> float:
-    """TFLOP/s. Small models are bound by latency: they are as fast as on one core, on any machine."""
-    if load.small:
-        return machine(Hardware(executor="inline", threads=1), 1).tflops
-    return at.tflops
-
-
-def _reading(load: Load) -> float:
-    """Seconds to read the weights of a model that is loaded."""
-    return 0.0 if load.small or load.shape is None else load.shape.weights_bytes(load.dtype) / DISK
-
-
-def _side_by_side(trainings: Sequence[TrainingRun], rate: float, hardware: Hardware) -> float:
+def _side_by_side(trainings: Sequence[TrainingRun], speed: float, hardware: Hardware) -> float:
     """Seconds of all trainings: as long as the longest, or as their sum shared out."""
-    times = [run.flops / rate for run in trainings]
+    times = [run.flops / speed for run in trainings]
     return max(max(times, default=0), sum(times) / max(1, training_workers(hardware)))
-
-
-def _spilled(load: Load, hardware: Hardware, at: Machine) -> float:
-    """Bytes of weights that a device map leaves on the host."""
-    if not (at.on_gpu and load.shape and hardware.device_map and at.memory_gb):
-        return 0.0
-    room = at.gpus * (at.memory_gb - RUNTIME_GB) * GIB - load.activation_bytes
-    return max(0.0, load.shape.weights_bytes(load.dtype) - room)
-
-
-def _streamed(load: Load, hardware: Hardware, at: Machine) -> float:
-    """Seconds to read the weights at each pass, from the GPU's memory or over the bus."""
-    if load.small or load.shape is None or at.bandwidth is None:
-        return 0.0
-    outside = _spilled(load, hardware, at)
-    once = (load.shape.weights_bytes(load.dtype) - outside) / at.bandwidth + outside / BUS
-    return sum(work.passes for work in load.cost.works) * once / 1e12
-
-
-def _memory(load: Load, hardware: Hardware, at: Machine) -> tuple[float | None, float]:
-    """Peak bytes where the model lies (None: unknown), and on the host."""
-    if load.small:
-        return (load.host_bytes if load.known else None), load.host_bytes
-    if load.shape is None:
-        return None, load.host_bytes
-    weights = load.shape.weights_bytes(load.dtype)
-    if not at.on_gpu:
-        both = load.host_bytes + weights + load.activation_bytes
-        return both, both
-    used = at.gpus if hardware.device_map else 1
-    on_gpus = weights + load.activation_bytes + used * RUNTIME_GB * GIB
-    spilled = _spilled(load, hardware, at)
-    return on_gpus, PROCESS_BYTES + CUDA_BYTES + spilled + min(weights, SHARD_BYTES)
 
 
 def _lines(load: Load, hardware: Hardware, at: Machine, analysis: float, share: float) -> tuple[str, ...]:
@@ -282,7 +240,7 @@ def _lines(load: Load, hardware: Hardware, at: Machine, analysis: float, share: 
         lines.append(
             f"GPU memory: {RUNTIME_GB:g} GiB beside weights and activations, for libraries, on each GPU"
         )
-    outside = _spilled(load, hardware, at)
+    outside = spilled_bytes(load, hardware, at)
     if outside:
         lines.append(
             f"{outside / GIB:.1f} GiB of weights stay on the host and come over the bus at each pass"
@@ -293,8 +251,8 @@ def _lines(load: Load, hardware: Hardware, at: Machine, analysis: float, share: 
         if at.on_gpu:
             speed += ", also on a GPU: so small a model waits for its kernels to start"
     start = f"{START_SECONDS:g} s to start"
-    if _reading(load):
-        start += f", and {_reading(load):.0f} s to read the weights at {DISK / 1e9:g} GB/s"
+    if reading_seconds(load):
+        start += f", and {reading_seconds(load):.0f} s to read the weights at {DISK / 1e9:g} GB/s"
     lines.append(f"time: {speed}, {start}; rough, within a factor of 2 or 3")
     if hardware.device == "auto":
         lines.append("device auto: estimated for the CPU")

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 from repro import planned, root_specs
 from repro.config import Config
 from repro.costs import Cost, Sized, not_modelled
-from repro.machines import GIB
+from repro.hardware import Hardware
+from repro.machines import BUS, DISK, GIB, RUNTIME_GB, Machine, machine
 
 if TYPE_CHECKING:
     from repro.analyses.icl_costs import Trainee
@@ -220,3 +221,48 @@ def _of_organism(specs: Mapping[str, Any]) -> Load:
     run = TrainingRun(digest, model.steps * model.batch * sequence, says[1])
     return Load(shape, model.dtype, cost(specs["analysis"], shape, specs["data"]), (run,), small=True,
                 lines=says[:1])  # fmt: skip
+
+
+def reading_seconds(load: Load) -> float:
+    """Seconds to read the weights of a model that is loaded."""
+    return 0.0 if load.small or load.shape is None else load.shape.weights_bytes(load.dtype) / DISK
+
+
+def rate(load: Load, at: Machine) -> float:
+    """TFLOP/s. Small models are bound by latency: they are as fast as on one core, on any machine."""
+    if load.small:
+        return machine(Hardware(executor="inline", threads=1), 1).tflops
+    return at.tflops
+
+
+def spilled_bytes(load: Load, hardware: Hardware, at: Machine) -> float:
+    """Bytes of weights that a device map leaves on the host."""
+    if not (at.on_gpu and load.shape and hardware.device_map and at.memory_gb):
+        return 0.0
+    room = at.gpus * (at.memory_gb - RUNTIME_GB) * GIB - load.activation_bytes
+    return max(0.0, load.shape.weights_bytes(load.dtype) - room)
+
+
+def streaming_seconds(load: Load, hardware: Hardware, at: Machine) -> float:
+    """Seconds to read the weights at each pass, from the GPU's memory or over the bus."""
+    if load.small or load.shape is None or at.bandwidth is None:
+        return 0.0
+    outside = spilled_bytes(load, hardware, at)
+    once = (load.shape.weights_bytes(load.dtype) - outside) / at.bandwidth + outside / BUS
+    return sum(work.passes for work in load.cost.works) * once / 1e12
+
+
+def memory_bytes(load: Load, hardware: Hardware, at: Machine) -> tuple[float | None, float]:
+    """Peak bytes where the model lies (None: unknown), and on the host."""
+    if load.small:
+        return (load.host_bytes if load.known else None), load.host_bytes
+    if load.shape is None:
+        return None, load.host_bytes
+    weights = load.shape.weights_bytes(load.dtype)
+    if not at.on_gpu:
+        both = load.host_bytes + weights + load.activation_bytes
+        return both, both
+    used = at.gpus if hardware.device_map else 1
+    on_gpus = weights + load.activation_bytes + used * RUNTIME_GB * GIB
+    spilled = spilled_bytes(load, hardware, at)
+    return on_gpus, PROCESS_BYTES + CUDA_BYTES + spilled + min(weights, SHARD_BYTES)
