@@ -66,27 +66,22 @@ def submit(wanted: Sequence[Task]) -> list[Job]:
         if (job_id := jobs.get(task.directory))
     }
     code = provenance.code(ROOT)
-    refused: str | None = None
-    for group in groups([task for task in wanted if task.directory not in made], jobs):
-        part, dependency = group
-        lost = {need for task in part for need in task.needs if need in made and made[need].job_id is None}
-        if refused or lost:
-            made |= {
-                task.directory: Job(task, None, refused or "what it needs was not submitted") for task in part
-            }
-            continue
+    refused: UserError | None = None
+    new = [task for task in wanted if task.directory not in made]
+    for task in new:
+        tasks.prepare(task)
+    for part, after in groups(new, jobs):
         try:
-            submitted = _submit(part, dependency, code)
+            submitted = [] if refused else _submit(part, after, code)
         except UserError as error:
-            for task in part:
-                mark_failed(task.directory, f"not submitted: {error}")
-            if not any(job.job_id for job in made.values()):
-                raise
-            refused = f"not submitted: {error}"
-            made |= {task.directory: Job(task, None, refused) for task in part}
-            continue
+            submitted, refused = [], error
         made |= {job.task.directory: job for job in submitted}
         jobs |= {job.task.directory: str(job.job_id) for job in submitted}
+        for task in part if refused else []:
+            mark_failed(task.directory, f"not submitted: {refused}")
+            made[task.directory] = Job(task, None, f"not submitted: {refused}")
+    if refused and not jobs:
+        raise refused
     return [made[task.directory] for task in wanted]
 
 
@@ -198,7 +193,7 @@ def _python(hardware: Hardware) -> str:
 
 
 def _submit(part: Sequence[Task], after: str | None, code: Mapping[str, Any]) -> list[Job]:
-    """Prepare the directories and submit one job or array. Raises `UserError` if SLURM does not take it."""
+    """Submit one job or array. Raises `UserError` if SLURM does not take it."""
     import submitit
     from submitit.core.utils import FailedJobError, FailedSubmissionError
 
@@ -209,7 +204,6 @@ def _submit(part: Sequence[Task], after: str | None, code: Mapping[str, Any]) ->
 
     hardware = part[0].hardware
     for task in part:
-        tasks.prepare(task)
         _note(task, {**code, "time": now()})  # before the job can start
     executor = Executor(_job_folder(part), max_num_timeout=hardware.max_requeues, python=_python(hardware))
     executor.update_parameters(**parameters(part, after))
