@@ -6,6 +6,7 @@ job needs nothing but the disk.
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,7 +24,8 @@ from repro.run_directory import RunDirectory, now
 from repro.tasks import Task
 from repro.workers import LOG, environment, mark_failed, python_path
 
-SBATCH_SECONDS = 60  # sbatch itself tries again for minutes when the queue is full
+# sbatch itself tries again for minutes when the queue is full.
+SBATCH_SECONDS = int(os.environ.get("REPRO_SBATCH_SECONDS") or 60)
 _ARRAY_LIMIT = 1000  # below SLURM's default MaxArraySize of 1001
 
 
@@ -147,9 +149,10 @@ def parameters(part: Sequence[Task], after: str | None = None) -> dict[str, Any]
     return {
         "job_name": (names.pop() if len(names) == 1 else "repro") + kind,
         "time": hardware.timeout_min,
-        "nodes": hardware.nodes,
+        "nodes": 1,  # a task is one process; `hardware.nodes` are those that an array of them fills
+        "exclusive": hardware.nodes > 1 or None,
         "cpus_per_task": hardware.cpus,
-        "array_parallelism": hardware.array_parallelism,
+        "array_parallelism": hardware.nodes if hardware.nodes > 1 else hardware.array_parallelism,
         "signal_delay_s": hardware.signal_delay_s,
         "stderr_to_stdout": True,
         "wckey": None,  # submitit's own default, which strict sites refuse
