@@ -64,7 +64,7 @@ test-slow: $(STAMP) ## the slow tests
 	$(PY) -m pytest $(PARALLEL) -m 'slow and not slurm' $(ARGS)
 
 test-slurm: $(STAMP) ## the tests on a real SLURM (Debian: apt-get install slurm-wlm)
-	$(PY) tests/slurm/box.py inside $(PY) -m pytest -m slurm tests/slurm $(ARGS)
+	$(PY) tests/slurm/box.py inside $(PY) -m pytest -m slurm -rs --durations=10 tests/slurm $(ARGS)
 
 slurm-up: ## a throw-away SLURM on this machine, for trying things out
 	@$(PYTHON) tests/slurm/box.py up $(BOX)

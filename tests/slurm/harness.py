@@ -24,6 +24,7 @@ PATIENCE = 150.0  # seconds: CI machines have two cores, and several jobs share 
 TOY = ["paper/induction_heads=toy_model", "analysis.iterations=20", "figures={}"]
 # A toy run that works until it is stopped.
 ENDLESS = ["paper/induction_heads=toy_model", "analysis.iterations=100000000", "figures={}"]
+SMALL_JOB = {"hardware.cpus": 1, "hardware.memory_gb": 2}
 TOY_RUNS = "induction_heads/toy_model"
 TRAINED_RUNS = "induction_heads/smoke"
 
@@ -93,9 +94,13 @@ class Cluster:
         given = [f"runs_dir={self.runs}"]
         if any(word.startswith("paper/") for word in words):
             given += ["tracking=offline"]
-        if "hardware=slurm_cpu" in words and not any(word.startswith("hardware.cpus") for word in words):
-            given += ["hardware.cpus=1", "hardware.memory_gb=2"]
+        if "hardware=slurm_cpu" in words:
+            given += [f"{name}={value}" for name, value in SMALL_JOB.items() if not self._has(words, name)]
         return [*words, *given]
+
+    @staticmethod
+    def _has(words: tuple[str, ...], name: str) -> bool:
+        return any(word.startswith(f"{name}=") for word in words)
 
     def job_id(self, run: Path) -> str:
         """The job a run was last submitted as."""
