@@ -149,7 +149,8 @@ def _compute_shard(
 
 def _shown_in(directory: RunDirectory) -> Callable[[progress.Progress], None]:
     """Keeps step, total and time left of status.json true."""
-    return lambda bar: directory.set_status("running", step=bar.done, total=bar.total, eta=bar.eta)
+    shown = RunDirectory(directory.path)  # not held back by what else writes the status
+    return lambda bar: shown.set_status("running", step=bar.done, total=bar.total, eta=bar.eta)
 
 
 def _subject(
