@@ -14,7 +14,7 @@ from repro.machines import GIB
 if TYPE_CHECKING:
     from repro.tasks import Task
 
-_PREFIXES = ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"))
+_PREFIXES = ((1e21, "Z"), (1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"))
 
 
 def text(one: Estimate) -> str:
