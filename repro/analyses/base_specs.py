@@ -15,6 +15,8 @@ class Analysis(Family):
     """A question asked of a model or of data; `module` has the `run` that answers it.
 
     splits_over: over what it can be split (see `repro.shards`), in the plural; None: it cannot.
+    A method `cost(subject, data) -> Cost` says what it needs before it runs (see `repro.costs`); without one,
+    estimates say that it is not modelled.
     """
 
     splits_over: ClassVar[str | None] = None
