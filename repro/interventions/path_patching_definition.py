@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from repro.data.token_pairs import PromptPairs
-from repro.interventions.lm_edits import At, Edit, Replace, take
+from repro.interventions.lm_edits import At, Edit, Replace
 from repro.interventions.lm_run import Run, run
 from repro.interventions.path_patching import Metric, logit_difference
 from repro.interventions.path_patching_cache import to_device

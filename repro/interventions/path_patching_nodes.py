@@ -41,7 +41,7 @@ EMBEDDING = Sender(-1)
 
 @dataclass(frozen=True)
 class Receiver:
-    """The query, key or value input of one head; k and v count key/value heads. position None: the sweep's."""
+    """The query, key or value input of one head (k, v: of a key/value head). position None: the sweep's."""
 
     layer: int
     head: int
@@ -104,7 +104,7 @@ def check_order(groups: Sequence[Sequence[Sender]], stages: Sequence[Sequence[Re
     for group in groups:
         if all(one.enters >= 2 * top for one in group):
             raise UserError(
-                f"senders: {', '.join(map(str, group))} above receivers: none is below layer {top}, the highest"
-                f" layer of the receivers {', '.join(map(str, stages[0]))}. Choose senders of lower layers,"
+                f"senders: {', '.join(map(str, group))} above receivers: none is below layer {top}, the"
+                f" highest of the receivers {', '.join(map(str, stages[0]))}. Choose senders of lower layers,"
                 " or higher receivers"
             )

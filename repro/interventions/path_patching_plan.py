@@ -159,7 +159,7 @@ def _check_names(pairs: PromptPairs, names: set[str]) -> None:
                 )
             padding = ~batch.mask[torch.arange(rows, device=where.device), where]
             if padding.any():
+                row = int(padding.nonzero()[0])
                 raise UserError(
-                    f"positions: {name} is on padding in prompt {int(padding.nonzero()[0])}. Positions are columns"
-                    " of the padded batch"
+                    f"positions: {name} is on padding in prompt {row}. Give columns of the padded batch"
                 )
