@@ -61,3 +61,19 @@ def test_what_does_not_fit_and_what_takes_too_long_is_marked(tmp_path: Path) -> 
                       "training.sequences=9000000", f"runs_dir={tmp_path}"])  # fmt: skip
     said = estimate_text.dry_run([config], Hardware.parse(config.values["hardware"], "hardware"))
     assert "longer than the time limit of 60 s: it would go on in up to 3 requeued jobs" in said
+
+
+def test_dry_run_shows_the_estimate_and_refuses_what_cannot_fit(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    import launch
+
+    words = ["paper/induction_heads=formation", "hardware=slurm_cpu", "dry_run=true", f"runs_dir={tmp_path}"]
+    assert launch.main(words) == 0
+    out = capsys.readouterr().out
+    assert "#SBATCH --mem=8192M" in out and "# total: 1 job; memory 1.8 GiB, 1.83 TFLOP" in out
+    assert launch.main([*words, "hardware.memory_gb=1"]) == 2
+    said = capsys.readouterr()
+    assert "DOES NOT FIT" in said.out
+    assert "hardware.memory_gb has 1 GiB" in said.err and "hardware.memory_gb=2" in said.err
+    assert not list(tmp_path.iterdir())
