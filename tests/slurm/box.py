@@ -200,6 +200,16 @@ class Box:
         with open(self.directory / "orders", "w") as orders:
             orders.write(f"{order}\n")
 
+    def cpu_seconds(self) -> float:
+        """Processor time of the daemons and of all jobs that have ended, which were collected by them."""
+        first = Path(f"/proc/{self.keeper()}/task/{self.keeper()}/children").read_text().split()
+        below = [Path(f"/proc/{pid}/task/{pid}/children").read_text().split() for pid in first]
+        total = 0.0
+        for pid in (*first, *(child for children in below for child in children)):
+            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+            total += sum(map(int, fields[11:15]))  # own and collected children's, user and system
+        return total / os.sysconf("SC_CLK_TCK")
+
     def last_words(self) -> str:
         """The ends of the daemons' logs."""
         logs = sorted(self.directory.glob("*.log"))

@@ -26,7 +26,6 @@ TOY = ["paper/induction_heads=toy_model", "analysis.iterations=20", "figures={}"
 ENDLESS = ["paper/induction_heads=toy_model", "analysis.iterations=100000000", "figures={}"]
 SMALL_JOB = {"hardware.cpus": 1, "hardware.memory_gb": 2}
 TOY_RUNS = "induction_heads/toy_model"
-TRAINED_RUNS = "induction_heads/smoke"
 
 
 def trained(steps: int) -> list[str]:
