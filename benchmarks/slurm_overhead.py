@@ -5,8 +5,8 @@
 First the time from typing a command until its job script starts: `sbatch script` against `python launch.py
 ... wait=false`, in turns, medians. Then arrays of short runs: bare sbatch, whose tasks call
 `python -m repro.tasks RUN_DIR` for directories that are prepared already, against the same runs submitted by
-launch.py. Wall-clock time is from typing to the end of the last job; CPU time is that of all jobs, for machines
-that are shared.
+launch.py. Wall-clock time is from typing to the end of the last job; CPU time is that of all jobs, for
+machines that are shared.
 """
 
 from __future__ import annotations
