@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import zlib
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
@@ -56,7 +56,8 @@ def build(spec: TaskSpec) -> Task:
 
 def generator(stream: str, *place: int) -> np.random.Generator:
     """Random numbers of a place (a seed, a step) in a named stream; others are independent."""
-    return np.random.default_rng([zlib.crc32(stream.encode()), *place])
+    text = "/".join([stream, *map(str, place)])
+    return np.random.default_rng(int.from_bytes(hashlib.sha256(text.encode()).digest()))
 
 
 def padded(rows: Sequence[Sequence[int]], filler: int) -> np.ndarray:

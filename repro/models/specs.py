@@ -77,7 +77,11 @@ class HuggingFace(Model):
 
 
 def _task(value: Any) -> Task:
-    return value if isinstance(value, Task) else Task.choose(value, "model.task")
+    if isinstance(value, Task):
+        return value
+    if not isinstance(value, dict):
+        raise UserError(f"model.task: expected a mapping, got {value!r}. Give model.task.kind=NAME")
+    return Task.choose(value, "model.task")
 
 
 class Organism(Model):

@@ -10,13 +10,15 @@ import os
 import secrets
 import shutil
 import socket
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import transformers
+from transformers.utils import logging as library_logging
 
 from repro.data.lm_tasks import Task
 from repro.data.lm_tasks import build as build_task
@@ -105,6 +107,18 @@ def _train(spec: Organism, directory: Path, run: RunDirectory) -> None:
     (directory / lm_loop.STATE).unlink(missing_ok=True)
 
 
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the library's progress bar, which takes longer to read than the file to write."""
+    shown = library_logging.is_progress_bar_enabled()
+    library_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            library_logging.enable_progress_bar()
+
+
 def _initial_seed(seed: int) -> int:
     """A number for PyTorch's generator; apart from the streams of the data, which have names."""
     return int(np.random.SeedSequence(seed).generate_state(1, np.uint64)[0] >> 1)
@@ -122,7 +136,8 @@ def _save(spec: Organism, model: Any, task: Task, history: History, directory: P
     """Everything of the finished model; each file whole, organism.json last."""
     parts = directory / f".saving.{secrets.token_hex(4)}"
     try:
-        model.eval().save_pretrained(parts)
+        with _quiet():
+            model.eval().save_pretrained(parts)
         lm_tokenizer.build(task.vocabulary, task.start).save_pretrained(parts)
         for file in sorted(parts.iterdir()):
             os.replace(file, directory / file.name)
