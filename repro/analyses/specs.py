@@ -11,6 +11,15 @@ from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from repro.analyses.base_specs import Analysis as Analysis
 from repro.analyses.base_specs import Of as Of
+from repro.analyses.lm_measure_specs import ActivationPatching as ActivationPatching
+from repro.analyses.lm_measure_specs import AttentionPatterns as AttentionPatterns
+from repro.analyses.lm_measure_specs import AttentionWriting as AttentionWriting
+from repro.analyses.lm_measure_specs import CopyScores as CopyScores
+from repro.analyses.lm_measure_specs import Knockouts as Knockouts
+from repro.analyses.lm_measure_specs import LogitAttribution as LogitAttribution
+from repro.analyses.lm_measure_specs import LogitDifference as LogitDifference
+from repro.analyses.lm_measure_specs import RandomTokenScores as RandomTokenScores
+from repro.analyses.scrub_specs import CausalScrubbing as CausalScrubbing
 from repro.interventions.specs import Head, Manipulation
 from repro.specs import Spec
 from repro.training.schedule import checkpoint_steps, nearest
