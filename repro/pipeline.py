@@ -96,12 +96,12 @@ def draw(
     config: Config, together: Sequence[Result], labels: Sequence[str] = (), directory: Path | None = None
 ) -> list[Path]:
     """Draw the experiment's figures from one result a seed; the PNG files."""
-    from repro.figures.draw import draw_all
-
     specs = root_specs.parse(config.values)["figures"]
     folder = (directory or config.directory) / "figures"
     if not specs:
         return []
+    from repro.figures.draw import draw_all  # and with it Matplotlib
+
     facts = RunDirectory(config.directory).provenance().get("facts", {})
     notes = [str(facts["note"])] if facts.get("note") else []
     drawn = draw_all(specs, together, list(labels), folder, notes)
