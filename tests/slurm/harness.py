@@ -18,7 +18,7 @@ from wandb_reader import records
 from repro.run_directory import RunDirectory, Status
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-PATIENCE = 150.0  # seconds: CI machines have two cores, and several jobs share them
+PATIENCE = 300.0  # seconds: CI machines have two cores, and several jobs share them
 
 # Seconds each: no training, no figure.
 TOY = ["paper/induction_heads=toy_model", "analysis.iterations=20", "figures={}"]

@@ -16,15 +16,18 @@ from slurm.harness import SHORT, Cluster, Undisturbed, final_weights, state_file
 
 from repro.run_directory import RunDirectory
 
+TWO = "hardware.cpus=2"
+
 
 @contextmanager
 def own(tmp_path: Path, shared: dict[str, str], **settings: object) -> Iterator[Cluster]:
-    """A cluster that may be broken: it has one CPU, so one job at a time."""
-    with Box(tmp_path / "box", cpus=1, **settings) as box:  # type: ignore[arg-type]
+    """A cluster that may be broken: it has two CPUs, so one job of two at a time."""
+    with Box(tmp_path / "box", cpus=2, **settings) as box:  # type: ignore[arg-type]
         yield Cluster(box, tmp_path / "runs", shared)
 
 
 def submit_and_wait_for_a_save(cluster: Cluster, *words: str) -> RunDirectory:
+    """With one CPU the job's own process trains, with two (`TWO`) another one that it starts."""
     [run] = cluster.submit(*SHORT, "hardware=slurm_cpu", *words)
     cluster.until(lambda: state_file(run), "a saved state")
     return run
@@ -43,9 +46,10 @@ def went_on(cluster: Cluster, run: RunDirectory, weights: bytes, seconds: float 
     assert final_weights(run) == weights
 
 
-def test_warning_signal(cluster: Cluster, undisturbed: Undisturbed) -> None:
+@pytest.mark.parametrize("cpus", [1, 2])
+def test_warning_signal(cpus: int, cluster: Cluster, undisturbed: Undisturbed) -> None:
     """What SLURM sends some time before the limit: the run saves and puts itself back into the queue."""
-    run = submit_and_wait_for_a_save(cluster)
+    run = submit_and_wait_for_a_save(cluster, f"hardware.cpus={cpus}")
     cluster.box.ask("scancel", "--signal=USR2", cluster.job_id(run.path))
     went_on(cluster, run, undisturbed.weights())
 
@@ -55,9 +59,10 @@ def test_preemption_by_partition_priority(
     grace: int, tmp_path: Path, shared: dict[str, str], undisturbed: Undisturbed
 ) -> None:
     with own(tmp_path, shared, grace=grace) as cluster:
-        run = submit_and_wait_for_a_save(cluster, "hardware.partition=low")
+        run = submit_and_wait_for_a_save(cluster, "hardware.partition=low", TWO)
         job = cluster.job_id(run.path)
-        other = cluster.box.ask("sbatch", "--parsable", "-p", "high", "-o", "/dev/null", "--wrap", "sleep 1")
+        urgent = ["-p", "high", "-c", "2", "-o", "/dev/null", "--wrap", "sleep 1"]
+        other = cluster.box.ask("sbatch", "--parsable", *urgent)
         cluster.until(lambda: cluster.box.job(other)["JobState"] == "COMPLETED", "the other job to be done")
         assert cluster.box.job(job)["Restarts"] == "1"
         went_on(cluster, run, undisturbed.weights())
