@@ -10,6 +10,7 @@ import os
 import shlex
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -200,18 +201,16 @@ def _submit(part: Sequence[Task], after: str | None, code: Mapping[str, Any]) ->
     import submitit
     from submitit.core.utils import FailedJobError, FailedSubmissionError
 
-    class Executor(submitit.SlurmExecutor):
-        def _make_submission_command(self, submission_file_path: Path) -> list[str]:
-            sbatch = super()._make_submission_command(submission_file_path)
-            return ["timeout", "--kill-after=5", str(SBATCH_SECONDS), *sbatch]
-
     hardware = part[0].hardware
     for task in part:
         _note(task, {**code, "time": now()})  # before the job can start
-    executor = Executor(_job_folder(part), max_num_timeout=hardware.max_requeues, python=_python(hardware))
+    executor = submitit.SlurmExecutor(
+        _job_folder(part), max_num_timeout=hardware.max_requeues, python=_python(hardware)
+    )
     executor.update_parameters(**parameters(part, after))
     try:
-        made = executor.map_array(Run(), [str(task.directory) for task in part])
+        with _impatient():
+            made = executor.map_array(Run(), [str(task.directory) for task in part])
     except (FailedJobError, FailedSubmissionError) as error:
         raise UserError(f"hardware: sbatch refused the job: {_why(error)}") from None
     jobs = []
@@ -219,6 +218,23 @@ def _submit(part: Sequence[Task], after: str | None, code: Mapping[str, Any]) ->
         _note(task, {**code, "time": now(), "job_id": job.job_id, "slurm_log": str(job.paths.stdout)})
         jobs.append(Job(task, job.job_id, f"submitted as job {job.job_id}"))
     return jobs
+
+
+@contextmanager
+def _impatient() -> Iterator[None]:
+    """sbatch ends after a while. Submitit makes a new executor for an array, so the class is changed."""
+    from submitit.slurm.slurm import SlurmExecutor
+
+    plain = SlurmExecutor._make_submission_command
+
+    def limited(self: Any, path: Path) -> list[str]:
+        return ["timeout", "--kill-after=5", str(SBATCH_SECONDS), *plain(self, path)]
+
+    SlurmExecutor._make_submission_command = limited
+    try:
+        yield
+    finally:
+        SlurmExecutor._make_submission_command = plain
 
 
 def _why(error: Exception) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import time
 from collections import Counter
@@ -76,7 +77,7 @@ class _Live:
         from rich.live import Live
 
         self._console = Console()
-        self._live = Live(console=self._console, auto_refresh=False, transient=True)
+        self._live = Live(console=self._console, auto_refresh=False)
 
     def __enter__(self) -> _Live:
         self._live.__enter__()
@@ -105,7 +106,7 @@ def table(views: Sequence[View], height: int | None = None) -> Table:
         drawn.add_column(name, no_wrap=True)
     drawn.add_column("last line", no_wrap=height is not None, overflow="ellipsis" if height else "fold")
     colours = {"running": "cyan", "failed": "red", "done": "green", "queued": "dim"}
-    rows = sorted(views, key=lambda view: jobs.STATES.index(view.state))
+    rows = sorted(views, key=lambda view: (jobs.STATES.index(view.state), _numbers(view.job_id)))
     shown = rows if height is None else rows[: max(height, 3)]
     for view in shown:
         line = f"{view.note}; {view.line}".strip("; ") if view.note else view.line
@@ -114,6 +115,10 @@ def table(views: Sequence[View], height: int | None = None) -> Table:
     if len(shown) < len(rows):
         drawn.add_row("…", f"and {len(rows) - len(shown)} more")
     return drawn
+
+
+def _numbers(job_id: str) -> list[int]:
+    return [int(number) for number in re.findall(r"\d+", job_id)]
 
 
 def _step(view: View) -> str:

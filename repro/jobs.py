@@ -97,8 +97,8 @@ def _view(directory: Path, state: JobState | None, answered: bool, final: bool) 
     if over and final:
         mark_failed(directory, why(directory, state))
         return view("failed", run.status().reason)
-    started = status.state in ("running", "interrupted")
-    return view("running" if started or state is not None else "queued", last_line(directory), over)
+    started = status.state in ("running", "interrupted") or (state is not None and not state.has_ended)
+    return view("running" if started else "queued", last_line(directory) if started else "", over)
 
 
 def _waits(state: JobState, status: str, reason: str | None) -> str:
