@@ -27,9 +27,9 @@ from repro.identity import digest
 from repro.models import huggingface, organism
 from repro.models.language_model import LanguageModel
 from repro.models.specs import HuggingFace, Organism
-from repro.progress import progress
+from repro.progress import Pace, progress
 from repro.results import read_json, write_atomic, write_json
-from repro.run_directory import Pace, RunDirectory, now
+from repro.run_directory import RunDirectory, now
 from repro.training import lm_loop, lm_tokenizer
 from repro.training.lm_loop import History
 
