@@ -48,18 +48,15 @@ class _Processes:
 
     def _start_some(self) -> None:
         for task in list(self._waiting):
-            needs = [self._ended.get(need) for need in self._needs(task)]
-            if failed := next((need for need in needs if need is not None and need.code), None):
+            needs = [other for other in self._tasks if other.directory in task.needs]
+            outcomes = {need.title: self._ended.get(need.directory) for need in needs}
+            failed = [f"{title} {ended.note}" for title, ended in outcomes.items() if ended and ended.code]
+            if failed:
                 self._waiting.remove(task)
-                self._note(task, not_started(task, failed.note))
-            elif all(needs) and len(self._running) < self._limit:
+                self._note(task, _not_started(task, failed[0]))
+            elif all(outcomes.values()) and len(self._running) < self._limit:
                 self._waiting.remove(task)
                 self._running[self._start(task)] = task
-
-    def _needs(self, task: Task) -> list[Path]:
-        """What must be done first, of what was not done when this began."""
-        known = {other.directory for other in self._tasks}
-        return [need for need in task.needs if need in known]
 
     def _start(self, task: Task) -> subprocess.Popen:
         command = [sys.executable, "-m", "repro.tasks", str(task.directory)]
@@ -84,7 +81,7 @@ class _Processes:
                 process.kill()
 
 
-def not_started(task: Task, why: str) -> Outcome:
+def _not_started(task: Task, why: str) -> Outcome:
     """The outcome of a task one of whose needs failed; written into its status, too."""
     mark_failed(task.directory, f"not started: {why}")
     return Outcome(task.config, 1, f"failed: not started: {why}")
@@ -97,9 +94,6 @@ def _outcome(task: Task, code: int) -> Outcome:
     reason = f"killed by signal {-code}" if code < 0 else RunDirectory(task.directory).status().reason
     if code < 0:
         mark_failed(task.directory, f"the process was {reason}; the same command resumes it")
-    return Outcome(task.config, 1 if code < 0 else code, _failure(task, reason or f"exit code {code}", log))
-
-
-def _failure(task: Task, reason: str, log: Path) -> str:
-    what = "" if task.kind == "run" else f"{task.title}: "
-    return f"failed: {what}{reason} (log: {log})"
+    return Outcome(
+        task.config, 1 if code < 0 else code, f"failed: {reason or f'exit code {code}'} (log: {log})"
+    )
