@@ -158,7 +158,6 @@ def parameters(part: Sequence[Task], after: str | None = None) -> dict[str, Any]
         "stderr_to_stdout": True,
         "wckey": None,  # submitit's own default, which strict sites refuse
         "setup": _setup(hardware),
-        "teardown": ['rm -rf "$TMPDIR"'] if hardware.scratch else None,
         "additional_parameters": options,
         **{name: value for name, value in given.items() if value is not None},
     }
@@ -173,6 +172,7 @@ def _setup(hardware: Hardware) -> list[str]:
         f"export REPRO_SCRATCH={hardware.scratch}",  # not quoted: $USER and the like are for the shell
         'export TMPDIR="$REPRO_SCRATCH/job-$SLURM_JOB_ID"',
         'mkdir -p "$TMPDIR"',
+        "trap 'rm -rf \"$TMPDIR\"' EXIT",  # unlike a last line, it leaves the exit code as it is
     ]
     return [
         *(f"module load {shlex.quote(name)}" for name in hardware.modules),

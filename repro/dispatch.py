@@ -209,8 +209,11 @@ def _summary(outcomes: Sequence[Outcome]) -> int:
     failed = [outcome for outcome in outcomes if outcome.code]
     print(f"{len(outcomes)} runs: {sum(item.code == 0 for item in outcomes)} done, {len(failed)} failed, "
           f"{sum(item.code is None for item in outcomes)} submitted")  # fmt: skip
-    for outcome in failed:
+    for outcome in outcomes:
+        if outcome.code is None:  # said already when it was submitted
+            continue
         seed = outcome.config.values["seed"]
-        note = outcome.note or f"failed with code {outcome.code}"
-        print(f"  {outcome.config.title} seed={seed}: {note}", file=sys.stderr)
+        name = f"  {outcome.config.title} seed={seed if isinstance(seed, int) else seed['init']}: "
+        note = outcome.note or (f"failed with code {outcome.code}" if outcome.code else "done")
+        print(name + note, file=sys.stderr if outcome.code else sys.stdout)
     return 1 if failed else 0

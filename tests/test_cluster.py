@@ -370,3 +370,29 @@ def test_every_profile_in_conf_is_valid(project: Path) -> None:
 def test_site_path_prefers_the_environment() -> None:
     assert hardware.site_path({"REPRO_SITE": "/a/b.yaml"}) == Path("/a/b.yaml")
     assert hardware.site_path({"XDG_CONFIG_HOME": "/c"}) == Path("/c/repro/site.yaml")
+
+
+def test_the_example_of_a_site_file_is_valid_and_used(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    example = ROOT / "docs" / "site.example.yaml"
+    named = set(hardware.read_site(example, required=True).model_fields_set)
+    assert named == set(hardware.SiteFile.model_fields) - {"gpu_type"}  # each key is explained there
+    monkeypatch.setenv("REPRO_SITE", str(example))
+    text = text_of(project, "hardware=slurm_a100")
+    for line in ["#SBATCH --partition=gpu", "#SBATCH --account=my-group", "#SBATCH --gres=gpu:a100_80gb:1"]:
+        assert line in text
+    order = [text.index(line) for line in ("module load python/3.11", "export REPRO_SCRATCH=/scratch/$USER",
+                                           'export TMPDIR="$REPRO_SCRATCH/job-$SLURM_JOB_ID"', "trap 'rm -rf \"$TMPDIR\"' EXIT")]  # fmt: skip
+    assert order == sorted(order)
+
+
+@pytest.mark.parametrize("kind", ["venv", "conda"])
+def test_the_environment_of_the_site_runs_the_job(project: Path, tmp_path: Path, kind: str) -> None:
+    name = "science"
+    if kind == "venv":
+        (tmp_path / "venv" / "bin").mkdir(parents=True)
+        (tmp_path / "venv" / "bin" / "activate").write_text("")
+        name = str(tmp_path / "venv")
+    text = text_of(project, "hardware=slurm_cpu", f"hardware.activate={name}")
+    expected = f"source {name}/bin/activate" if kind == "venv" else "conda activate science"
+    assert expected in text
+    assert [line for line in text if "submitit.core._submit" in line and " python -u -m" in line]
