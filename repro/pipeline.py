@@ -195,18 +195,25 @@ def _facts(config: Config, specs: Mapping[str, Any], data: Any) -> dict[str, Any
     changed = {"changed": config.changed} if config.changed else {}
     stand_in = specs["model"].embedded if specs["model"] is not None else ""
     if data is None:
-        subject = {"subject": "embedded", "note": stand_in} if stand_in else {"subject": "paper"}
-        return {"facts": {**subject, "data": "none", **changed}}
+        subject = {"subject": "paper" if _published_model(config) else "other"}
+        stand_ins = {"subject": "embedded", "note": stand_in} if stand_in else {}
+        return {"facts": {**subject, **stand_ins, "data": "none", **changed}}
     kind, subject = specs["data"].kind, {"subject": "other"}
     published = config.values["paper"].get("seeds")
     if stand_in:
         subject = {"subject": "embedded", "note": stand_in}
-    elif data.is_published and published in (None, config.values["seed"]):
+    elif data.is_published and _published_model(config) and published in (None, config.values["seed"]):
         subject = {"subject": "paper"}
     elif kind == "gaussian":
         subject = {"subject": "embedded", "note": "Synthetic stand-in data: not the paper's."}
     facts = {**subject, **changed, "data": kind, "source": data.source}
     return {"facts": facts, "checksums": {"data": data.sha256}}
+
+
+def _published_model(config: Config) -> bool:
+    """Whether the model is one of the paper's own, as far as it does not train its own."""
+    models = config.values["paper"].get("models")
+    return models is None or (config.choices or {}).get("model") in models
 
 
 def _tell(config: Config, result: Result, verdicts: Sequence[Any]) -> None:

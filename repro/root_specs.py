@@ -42,6 +42,7 @@ class Paper(Spec):
     """What is being reproduced. `headline` is the experiment `make reproduce` runs.
 
     `seeds` are the published ones where a paper has several; `seed=k` then shifts `init` by k.
+    `models`: choices of model= that are the paper's own; null: it trains its own.
     """
 
     slug: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
@@ -49,6 +50,7 @@ class Paper(Spec):
     citation: str
     headline: str | None = None
     seeds: Seeds | None = None
+    models: list[str] | None = None
 
 
 class Tracking(Spec):
@@ -114,6 +116,8 @@ def parse(values: Mapping[str, Any]) -> dict[str, Any]:
     for key, place in {**GROUPS, **MAPPINGS}.items():
         part = values.get(key)
         parsed[key] = None if part is None else _one(place, _mapping(values, key, ""), key)
+    if parsed["data"] is not None:
+        parsed["data"] = parsed["data"].for_model(parsed["model"])
     for key, place in LISTS.items():
         items = values.get(key) or []
         if not isinstance(items, list):

@@ -30,7 +30,11 @@ def sha256_of(path: str | Path) -> str:
 
 
 class Data(Family):
-    """A source of features: one vector for each (class, exemplar)."""
+    """A source of features, prompts or texts."""
+
+    def for_model(self, model: Any) -> Data:
+        """The same question put to this model (its spec): other words for one that knows no others, say."""
+        return self
 
     def fingerprint(self) -> dict[str, Any]:
         """What of this choice can change a number: files by checksum, not by name. For the run's hash."""

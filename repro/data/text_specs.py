@@ -44,6 +44,17 @@ class Prompts(Data):
     def _flips(cls, chain: list[str]) -> list[str]:
         return _known_flips(chain, FLIPS, "data.corruption")
 
+    def for_model(self, model: Any) -> Data:
+        """A model trained on the small world knows its words alone: as many prompts of that world."""
+        task = getattr(model, "task", None)
+        if getattr(task, "kind", None) != "ioi" or isinstance(self, IoiToy):
+            return self
+        if getattr(self, "words", None):
+            raise UserError("data.words: this model knows the words of the small world alone. Leave it out")
+        own = self.model_dump(include={"order", "n", "seed", "target", "corruption", "adversarial"})
+        assert task is not None
+        return IoiToy(**own, held_out_share=task.held_out_share, split_seed=task.split_seed)
+
 
 class Ioi(Prompts):
     """Prompts of the published templates, or of the user's own words (`words`: a JSON or YAML file).

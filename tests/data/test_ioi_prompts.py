@@ -205,3 +205,23 @@ def test_reference_has_enough_of_every_template() -> None:
 def test_words_without_enough_names() -> None:
     with pytest.raises(UserError, match="names: at least 5"):
         Words(names=("Ann", "Bob"))
+
+
+def test_a_model_of_the_small_world_is_asked_in_its_own_words():
+    """The same number, order, seed and flips; words and templates are those that the model was trained on."""
+    from repro.data.specs import Data
+    from repro.models.specs import Model
+
+    task = {"kind": "ioi", "held_out_share": 0.3, "split_seed": 4}
+    organism = Model.choose({"kind": "organism", "task": task, "context": 32}, "model")
+    asked = Data.choose({"kind": "ioi", "n": 30, "seed": 7, "order": "BABA", "corruption": ["IO"]}, "data")
+    toy = asked.for_model(organism)
+    kept = toy.model_dump(
+        include={"kind", "n", "seed", "order", "corruption", "held_out_share", "split_seed"}
+    )
+    assert kept == {
+        "kind": "ioi_toy", "n": 30, "seed": 7, "order": "BABA", "corruption": ["IO"], "held_out_share": 0.3,
+        "split_seed": 4,
+    }  # fmt: skip
+    other = Model.choose({"kind": "hf", "path": "gpt2"}, "model")
+    assert asked.for_model(other) is asked and toy.for_model(organism) is toy
