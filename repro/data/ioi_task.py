@@ -32,12 +32,15 @@ class IoiSentences:
     def probes(self) -> dict[str, Scored]:
         """The last name of sentences over pairs that are held out, its rival being the subject.
 
-        abc: the same sentences with a third name as the one that gives, so that neither name is due.
+        abc: half of the sentences with a third name as the one that gives, so that neither name is due, and
+        the same with the first two names exchanged: what a model thinks of single names then cancels, which
+        otherwise moves the mean logit difference of 400 sentences by 0.1.
         """
         rng, count = generator("ioi probes"), self._spec.probe_sentences
         prompts = self.world.prompts(count, int(rng.integers(2**62))).prompts
-        third = [self._third(prompt, rng) for prompt in prompts]
-        return {"held_out": self._scored(list(prompts)), "abc": self._scored(third)}
+        third = [self._third(prompt, rng) for prompt in prompts[: (count + 1) // 2]]
+        both = [one for each in third for one in (each, replace(each, io=each.s1, s1=each.io))]
+        return {"held_out": self._scored(list(prompts)), "abc": self._scored(both)}
 
     def _third(self, prompt: Prompt, rng: np.random.Generator) -> Prompt:
         others = [name for name in WORLD.names if name not in (prompt.io, prompt.s1)]
