@@ -55,7 +55,7 @@ def run(subject: Any, data: Any, record: Any, directory: Path | None, spec: Acti
     for site, values in found.items():
         axes: dict[str, Any] = {"layer": layers}
         if site in HEADS:
-            axes["head"] = values.shape[1]
+            axes["head"] = heads_of(model, site)
         if spec.positions != "together":
             axes["position"] = [name for name, _, _ in places]
         shaped = values.view(*(n if isinstance(n, int) else len(n) for n in axes.values()), -1)
@@ -134,7 +134,8 @@ def _patched(
     return found
 
 
-def _heads(model: LanguageModel, site: str) -> int | None:
+def heads_of(model: LanguageModel, site: str) -> int | None:
+    """How many heads a site has; None if it has none."""
     if site not in HEADS:
         return None
     return model.kv_heads if site in ("k", "v") else model.heads
@@ -142,6 +143,6 @@ def _heads(model: LanguageModel, site: str) -> int | None:
 
 def _variants(model: LanguageModel, site: str, places: Sequence[Place], noising: bool) -> list[Variant]:
     """Heads in the outer loop, places in the inner one."""
-    count = _heads(model, site)
+    count = heads_of(model, site)
     at = [(clean, corrupt) if noising else (corrupt, clean) for _, clean, corrupt in places]
     return [(head, *columns) for head in ([None] if count is None else range(count)) for columns in at]
