@@ -11,10 +11,8 @@ The kernel kills whatever is in a namespace when its first process ends, so one 
 
 from __future__ import annotations
 
-import ctypes
 import getpass
 import os
-import random
 import re
 import shlex
 import shutil
@@ -23,15 +21,28 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent))  # as a script it has no package
+
+from slurm.processes import (  # noqa: E402
+    CLIENT_SECONDS,
+    BoxError,
+    birth,
+    free_ports,
+    inside,
+    is_alive,
+    is_open,
+    namespace,
+    wait_until,
+)  # fmt: skip
+
 DEFAULT = HERE.parent.parent / ".slurm"
 MARK = "# made by tests/slurm/box.py\n"
 SYSTEM_PATH = "/usr/sbin:/usr/local/sbin:/sbin"
 NEEDED = ("slurmctld", "slurmd", "sbatch", "srun", "squeue", "scontrol", "unshare")
-CLIENT_SECONDS = 30.0  # a SLURM client that meets a wrong configuration hangs for a minute
 
 # One line a GPU; only a character device gives CUDA_VISIBLE_DEVICES its number.
 GRES = "AutoDetect=off\nName=gpu Type=a100 File=/dev/null\nName=gpu Type=a100 File=/dev/zero\n"
@@ -46,10 +57,6 @@ exec squeue -h --states=all -o '%i|%T|%N' -j "${ids#,}" 2>/dev/null
 """
 
 
-class BoxError(RuntimeError):
-    """The cluster cannot be started, or does not answer."""
-
-
 def missing() -> str | None:
     """What this machine lacks for a box, in words; None if nothing."""
     path = f"{os.environ.get('PATH', '')}:{SYSTEM_PATH}"
@@ -58,19 +65,6 @@ def missing() -> str | None:
         return f"{', '.join(absent)} not found: apt-get install slurm-wlm"
     if namespace() is None:
         return "the kernel refuses process namespaces here (unshare --pid), also with --user"
-    return None
-
-
-def namespace() -> list[str] | None:
-    """The command that puts what follows it into a process namespace of its own; None if there is no way."""
-    flags = ["--pid", "--fork", "--kill-child", "--mount-proc"]
-    ways = [["unshare", *flags], ["unshare", "--user", "--map-current-user", *flags]]
-    for way in ways if os.geteuid() == 0 else ways[1:]:
-        try:
-            if subprocess.run([*way, "true"], capture_output=True, timeout=CLIENT_SECONDS).returncode == 0:
-                return way
-        except (OSError, subprocess.TimeoutExpired):
-            return None
     return None
 
 
@@ -258,68 +252,12 @@ class Box:
         return False
 
 
-def free_ports() -> int:
-    """The first of two free ports, below those that the kernel gives to whoever asks."""
-    for _ in range(1000):
-        port = random.randrange(20000, 32000, 2)
-        if not is_open(port) and not is_open(port + 1):
-            return port
-    raise BoxError("no two free ports")
-
-
-def is_open(port: int) -> bool:
-    """Whether somebody listens on a port of this machine."""
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", port))
-        except OSError:
-            return True
-    return False
-
-
-def birth(pid: int) -> str:
-    """When a process started, in ticks since boot: with its number, a name that is never given twice."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
-    except OSError:
-        return "?"
-
-
-def is_alive(pid: int) -> bool:
-    """Whether a process runs; a child of ours that has ended is collected."""
-    try:
-        os.waitpid(pid, os.WNOHANG)
-    except OSError:
-        pass
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
-
-
-def wait_until(condition: Callable[[], bool], seconds: float, complaint: str) -> None:
-    """Raises `BoxError` with the complaint if the condition is not met in time."""
-    end = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > end:
-            raise BoxError(complaint)
-        time.sleep(0.05)
-
-
-def inside(command: list[str]) -> None:
-    """Become this command in a process namespace of its own, which ends when this process does."""
-    way = namespace() or ["env"]  # where there is no way no cluster can be started either, and tests skip
-    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: end when whoever called us does
-    os.execvp(way[0], [*way, *command])
-
-
 def main(words: list[str]) -> int:
     """The command line; returns the exit code."""
     verb, *rest = words or [""]
     try:
         if verb == "inside" and rest:
-            inside(rest)
+            return inside(rest)
         box = Box(rest[0] if rest else DEFAULT)
         if verb == "up":
             box.up()

@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from slurm.box import Box, BoxError, is_open, wait_until
+from slurm.box import Box
+from slurm.processes import BoxError, is_open, wait_until
 
 BOX = Path(__file__).with_name("box.py")
 
