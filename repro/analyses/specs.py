@@ -19,6 +19,8 @@ from repro.analyses.lm_measure_specs import Knockouts as Knockouts
 from repro.analyses.lm_measure_specs import LogitAttribution as LogitAttribution
 from repro.analyses.lm_measure_specs import LogitDifference as LogitDifference
 from repro.analyses.lm_measure_specs import RandomTokenScores as RandomTokenScores
+from repro.analyses.moving_specs import MovingPieces as MovingPieces
+from repro.analyses.path_patching_specs import PathPatching as PathPatching
 from repro.analyses.scrub_specs import CausalScrubbing as CausalScrubbing
 from repro.interventions.specs import Head, Manipulation
 from repro.specs import Spec
