@@ -129,7 +129,7 @@ def _needed(
         for layer in model.layers[:top]:
             if post_norm(layer):
                 after = ("resid_post", last) if layer.index == last else ("resid_pre", layer.index + 1)
-                needed |= {(site, layer.index) for site in ("resid_pre", "attn_out", "resid_mid", "mlp_out")}
+                needed |= {(site, layer.index) for site in ("resid_pre", "attn_out", "mlp_out")}
                 needed.add(after)
             elif by_mlps == "recompute":
                 stream = "resid_mid" if layer.reads_mid else "resid_pre"

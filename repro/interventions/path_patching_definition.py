@@ -61,22 +61,24 @@ class Definition:
     """Passes A and B once; `__call__` does C and D for one sender or group. `edits` are made in all passes.
 
     everywhere: patch senders at all positions instead of at the receivers' (it makes no difference).
+    full: passes to the logits of all positions, as in the published code; else without logits (nor that).
     """
 
     def __init__(
         self, model: LanguageModel, pairs: PromptPairs, stages: Sequence[Sequence[Receiver]] = (), *,
         positions: str = "END", mlps: Mlps = "recompute", downstream: Downstream = "recompute",
         metric: Metric = logit_difference, edits: Sequence[Edit] = (), everywhere: bool = False,
+        full: bool = True,
     ) -> None:  # fmt: skip
         self.model, self.pairs = model, to_device(pairs, model.device)
         self.plan: Plan = plan(model, self.pairs, stages, positions, mlps, downstream)
         self._metric, self._edits, self._everywhere = metric, list(edits), everywhere
-        layers = range(model.depth)
-        self._reads = [At(site, layer) for site in ("z", "mlp_out", "q", "k", "v") for layer in layers]
-        self._reads.append(At("resid_pre", 0))
-        self.corrupt = self._run([], self._reads, corrupt=True)
-        self.clean = self._run([], self._reads)
-        self.baseline = self._measure([])
+        self._logits = "all" if full else None
+        outputs = [At(site, layer) for site in ("z", "mlp_out") for layer in range(model.depth)]
+        receiving = sorted({layer for stage in self.plan.stages for layer in stage.layers})
+        inputs = [At(letter, layer) for layer in receiving for letter in "qkv"]
+        self.corrupt = self._run([], [*outputs, At("resid_pre", 0)], corrupt=True)
+        self.clean = self._run([], [*outputs, *inputs, At("resid_pre", 0)])
 
     def __call__(self, senders: Sequence[Sender]) -> Tensor:
         """The metric [B] with the paths from these senders patched."""
@@ -92,6 +94,10 @@ class Definition:
             held.mlps = set(range(self.model.depth))  # filtered: nothing after the receivers is recomputed
         final = At("resid_post", self.model.depth - 1, positions=self.plan.end)
         return self._measure([Replace(final, self._run(held.edits(), [final])[final])])
+
+    def baseline(self) -> Tensor:
+        """The metric [B] of the clean prompts."""
+        return self._measure([])
 
     def _sent(self, senders: Sequence[Sender]) -> Held:
         """What pass C holds: everything of B, but the senders' outputs of A."""
@@ -172,7 +178,7 @@ class Definition:
 
     def _run(self, edits: Sequence[Edit], reads: Sequence[At], corrupt: bool = False) -> Run:
         batch = self.pairs.corrupt if corrupt else self.pairs.clean
-        return run(self.model, batch, [*self._edits, *edits], reads)
+        return run(self.model, batch, [*self._edits, *edits], reads, self._logits)
 
     @staticmethod
     def _of(found: Run, site: str, layer: int) -> Any:

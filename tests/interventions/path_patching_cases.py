@@ -70,3 +70,4 @@ GROUPS: list[tuple[Sender, ...]] = [
     (Sender(0, 0), Sender(0), Sender(1)),
     (Sender(-1), Sender(1, 1)),
 ]
+FEW = [GROUPS[0], GROUPS[1], GROUPS[-2]]

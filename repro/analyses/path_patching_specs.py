@@ -1,0 +1,78 @@
+"""What path patching can be told. Imports no PyTorch."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, ClassVar, Literal, Self
+
+from pydantic import BeforeValidator, Field, PositiveInt, model_validator
+
+from repro.analyses.base_specs import Analysis, Of
+from repro.interventions.path_patching_nodes import check_order, parse_receiver, parse_sender
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.:+=-]*$")]
+
+
+def _receivers(value: Any) -> Any:
+    return [str(parse_receiver(one, "analysis.receivers")) for one in value] if _listed(value) else value
+
+
+def _senders(value: Any) -> Any:
+    return [str(parse_sender(one, "analysis.groups")) for one in value] if _listed(value) else value
+
+
+def _listed(value: Any) -> bool:
+    return isinstance(value, list | tuple)
+
+
+Receivers = Annotated[list[str], BeforeValidator(_receivers), Field(min_length=1)]
+Group = Annotated[list[str], BeforeValidator(_senders), Field(min_length=1)]
+
+
+class _Patching(Analysis):
+    """positions: where receivers receive that do not say so themselves (9.9.q@END), a name or `all`.
+
+    mlps: whether MLPs on the way carry a change on. downstream: whether everything after the last receivers
+    is recomputed, or only their own writing counts. top: how many heads to name. rows: (sender, prompt,
+    position) at once; null is what memory allows.
+    """
+
+    splits_over: ClassVar[str | None] = "prompts"
+    positions: str = "END"
+    mlps: Literal["recompute", "freeze"] = "recompute"
+    downstream: Literal["recompute", "filter"] = "recompute"
+    top: PositiveInt = 5
+    rows: PositiveInt | None = None
+
+    def fingerprint(self) -> dict[str, Any]:
+        return self.model_dump(mode="json", exclude={"rows"})
+
+    def items(self, of: Of) -> int | None:
+        return getattr(of("")["data"], "n", None)
+
+
+class PathPatching(_Patching):
+    """The effect on the logit difference of every head and MLP through given receivers (arXiv 2211.00593).
+
+    receivers: `logits`, or inputs of heads such as [9.9.q, 9.6.q]. then: lists of further receivers that
+    the path leads through afterwards, e.g. [[9.9.q@END]] behind receivers [8.6.v@S2]. groups: name ->
+    senders patched together, such as ["9.9", "mlp8"].
+    """
+
+    module: ClassVar[str] = "repro.analyses.path_patching"
+    kind: Literal["path_patching"] = "path_patching"
+    receivers: Literal["logits"] | Receivers = "logits"
+    then: list[Receivers] = []
+    groups: dict[Name, Group] = {}
+
+    @property
+    def stages(self) -> list[list[str]]:
+        """Receivers in the order of the path."""
+        return [] if self.receivers == "logits" else [list(self.receivers), *self.then]
+
+    @model_validator(mode="after")
+    def _reachable(self) -> Self:
+        if self.receivers == "logits" and self.then:
+            raise ValueError("then: nothing comes after the logits. Give receivers=[9.9.q,...] first")
+        stages = [[parse_receiver(one) for one in stage] for stage in self.stages]
+        check_order([[parse_sender(one) for one in group] for group in self.groups.values()], stages)
+        return self
