@@ -12,7 +12,7 @@ from matplotlib.figure import Figure as Canvas
 from repro.errors import UserError
 from repro.figures import style
 from repro.figures.selection import Stack, stack
-from repro.figures.specs import Heatmap, HeatmapPanel
+from repro.figures.specs import Heatmap, HeatmapPanel, Label
 from repro.results import Result
 
 CELL_INCHES = 0.42
@@ -61,10 +61,16 @@ def _parts(panel: HeatmapPanel, results: Sequence[Result]) -> list[tuple[Heatmap
             f"Axes left: {', '.join(whole.labels)}"
         )
     return [
-        (panel, str(label) if isinstance(label, str) else f"{panel.fan_out} {label}",
+        (panel, _title(panel, label),
          _oriented(panel, whole.along(panel.fan_out, label)))
         for label in whole.labels[panel.fan_out]
     ]  # fmt: skip
+
+
+def _title(panel: HeatmapPanel, label: Label) -> str:
+    if "{label}" in panel.title:
+        return panel.title.replace("{label}", str(label))
+    return str(label) if isinstance(label, str) else f"{panel.fan_out} {label}"
 
 
 def _oriented(panel: HeatmapPanel, matrix: Stack) -> Stack:
@@ -121,6 +127,7 @@ def _numbers(place: Axes, matrix: np.ndarray, digits: int, image: Any) -> None:
         red, green, blue, _ = image.cmap(image.norm(value))
         dark = 0.299 * red + 0.587 * green + 0.114 * blue < 0.55
         text = f"{value:.{digits}f}"
+        text = text.lstrip("-") if float(text) == 0 else text
         # ".93" says as much as "0.93" and fits the cell.
         text = text.replace("0.", ".", 1) if text.lstrip("-").startswith("0.") else text
         place.text(

@@ -17,6 +17,7 @@ from repro.results import Result
 
 PANEL_INCHES = (3.3, 2.9)
 SEED_MARKERS = "os^Dv<>P"
+CROWD = 60  # more points than that are drawn small and see-through
 
 
 def figure(spec: Scatter, results: Sequence[Result], labels: Sequence[str]) -> Canvas:
@@ -55,12 +56,16 @@ def draw_panel(place: Axes, panel: ScatterPanel, results: Sequence[Result], labe
             by_seed = many and len(panel.series) == 1
             shade = style.named_colour(series.colour, seed if by_seed else index)
             text = " ".join(part for part in (series.label, labels[seed] if many else "") if part)
+            crowd = len(across) > CROWD
             place.plot(
-                across, up, linestyle="none", marker=SEED_MARKERS[seed % len(SEED_MARKERS)], markersize=5,
-                color=shade, alpha=0.9, label=text or "_points",
+                across, up, linestyle="none", marker=SEED_MARKERS[seed % len(SEED_MARKERS)],
+                markersize=3 if crowd else 5, markeredgewidth=0, color=shade, alpha=0.5 if crowd else 0.9,
+                label=text or "_points",
             )  # fmt: skip
         if series.point_labels and not many:
             _name_points(place, x, y)
+        if panel.regression:
+            _draw_regression(place, x, y, style.named_colour(series.colour, index))
         if series.published:
             across, up = np.array(series.published, dtype=float).T
             shade = style.named_colour(series.colour, index)
@@ -90,6 +95,17 @@ def correlation(panel: ScatterPanel, clouds: Sequence[tuple[Stack, Stack]]) -> t
     if panel.correlation == "spearman":
         x, y = stats.rankdata(x), stats.rankdata(y)
     return float(np.corrcoef(x, y)[0, 1]), len(x)
+
+
+def _draw_regression(place: Axes, x: Stack, y: Stack, shade: str) -> None:
+    """The least-squares line of y on x through all finite points of all seeds, over their range."""
+    across, up = x.values.ravel(), y.values.ravel()
+    both = np.isfinite(across) & np.isfinite(up)
+    if both.sum() < 3 or np.ptp(across[both]) == 0:
+        return
+    slope, start = np.polyfit(across[both], up[both], 1)
+    ends = np.array([across[both].min(), across[both].max()])
+    place.plot(ends, start + slope * ends, color=shade, linewidth=1.2, label="_regression")
 
 
 def _write_correlation(place: Axes, panel: ScatterPanel, clouds: Sequence[tuple[Stack, Stack]]) -> None:

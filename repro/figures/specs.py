@@ -161,7 +161,7 @@ class Curves(Figure, CurvesPanel):
 class HeatmapPanel(Panel, Pick):
     """A matrix. rows, columns_axis: axes of the array, by default its first and second.
 
-    fan_out: an axis with one panel a label.
+    fan_out: an axis with one panel a label; `title` may then have {label} in it.
     """
 
     array: str = ""
@@ -229,10 +229,11 @@ class Points(Spec):
 
 
 class ScatterPanel(Panel):
-    """correlation: written into the panel, over all points of all seeds."""
+    """correlation: written into the panel, over all points of all seeds. regression: a line a series."""
 
     series: list[Points] = []
     correlation: Literal["spearman", "pearson"] | None = None
+    regression: bool = False
     diagonal: bool = False
 
 

@@ -35,6 +35,26 @@ def result(shift: float = 0.0) -> Result:
     return Result(scalars, arrays)
 
 
+def documented(shift: float = 0.0) -> Result:
+    """`result()` and what the examples of the documentation draw besides."""
+    tokens, points = ["Mary", "and", "John"], np.linspace(0, 1, 6).reshape(1, 2, 3)
+    names = {"head": ["9.9"], "name": ["IO", "S"], "prompt": 3}
+    arrays = {
+        "head.percent": NamedArray(np.arange(6.0).reshape(2, 3) - 3 + shift, {"layer": 2, "head": 3}),
+        "direct.percent": NamedArray(
+            np.arange(6.0).reshape(1, 2, 3) + shift, {"set": ["movers"], "layer": 2, "head": 3}
+        ),
+        "panel_0": NamedArray(
+            np.tril(np.full((3, 3, 3), 0.5)) + shift,
+            {"head": ["9.9", "9.6", "10.0"], "query_token": tokens, "key_token": tokens},
+        ),
+        "attention": NamedArray(points + shift, names),
+        "writing": NamedArray(2 * points + shift, names),
+    }
+    known = result(shift)
+    return Result(known.scalars, {**known.arrays, **arrays})
+
+
 def draw(mapping, *results, labels=(), notes=()):
     """The matplotlib figure of a spec given as a mapping."""
     return figure(Figure.choose(mapping, "figures.x"), list(results) or [result()], labels, notes)

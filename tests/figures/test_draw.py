@@ -9,7 +9,7 @@ import yaml
 from repro.errors import UserError
 from repro.figures.draw import draw_all
 from repro.figures.specs import Figure
-from tests.figures.examples import draw, result
+from tests.figures.examples import documented, draw, result
 
 BARS = Figure.choose({"kind": "bars", "series": [{"array": "strength"}]}, "figures.good")
 DOCS = Path(__file__).parents[2] / "docs" / "figures.md"
@@ -66,6 +66,6 @@ def test_unknown_kind_and_key_are_refused_with_the_choices():
 @pytest.mark.parametrize("example", re.findall(r"```yaml\n(.*?)```", DOCS.read_text(), re.DOTALL))
 @pytest.mark.parametrize("seeds", [1, 3])
 def test_examples_of_the_documentation_can_be_drawn(example, seeds):
-    canvas = draw(yaml.safe_load(example), *[result(0.1 * seed) for seed in range(seeds)])
+    canvas = draw(yaml.safe_load(example), *[documented(0.1 * seed) for seed in range(seeds)])
     canvas.draw_without_rendering()
     assert canvas.axes[0].has_data() or canvas.axes[0].texts

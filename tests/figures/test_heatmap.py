@@ -37,6 +37,14 @@ def test_centre_is_white_and_the_scale_symmetric():
     assert min(image.cmap(image.norm(1.0))[:3]) > 0.95
 
 
+def test_titles_may_name_the_label_and_no_zero_is_negative():
+    canvas = draw({**WIRING, "fan_out": "mode", "title": "heads: {label}", "minus": "wiring_accuracy"})
+    assert [place.get_title() for place in canvas.axes[:2]] == ["heads: only", "heads: remove"]
+    canvas = draw({**WIRING, "select": {"mode": "only"}, "digits": 0}, result(-0.25))
+    texts = {text.get_position(): text.get_text() for text in canvas.axes[0].texts}
+    assert (texts[0, 0], texts[1, 0]) == ("0", "1")
+
+
 def test_several_runs_become_their_mean():
     canvas = draw({**WIRING, "select": {"mode": "only"}}, result(0), result(4))
     np.testing.assert_array_equal(canvas.axes[0].images[0].get_array(), [[2, 3, 4], [5, 6, 7]])

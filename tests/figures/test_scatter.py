@@ -24,6 +24,13 @@ def test_rank_correlation_of_a_monotone_cloud_is_one():
     assert "1.00 (n = 4)" in title
 
 
+def test_regression_is_the_least_squares_line_over_the_range_of_the_points():
+    place = draw({"kind": "scatter", "regression": True, "series": [CLOUD]}).axes[0]
+    line = next(line for line in place.get_lines() if line.get_label() == "_regression")
+    # y = h^2 / 10 at x = h / 4 for h = 0..3 has slope 1.2 and starts at -0.1.
+    np.testing.assert_allclose(line.get_xydata(), [[0, -0.1], [0.75, 0.8]], atol=1e-12)
+
+
 def test_correlation_leaves_out_what_never_happened():
     arrays = {
         "x": NamedArray(np.array([1.0, 2, 3, 4]), {"head": 4}),
