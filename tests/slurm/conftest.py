@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 from slurm.box import Box, missing
-from slurm.harness import SHORT, Cluster, Undisturbed, variables
+from slurm.harness import SHORT, Cluster, Undisturbed, frozen_until_its_warning, variables
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -36,18 +37,20 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 
 @pytest.fixture(scope="session")
-def undisturbed(box: Box, shared: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
-    """A run that nothing stops, submitted before all others."""
+def undisturbed(
+    box: Box, shared: dict[str, str], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Undisturbed]:
+    """A run that nothing stops, and one that reaches its time limit, submitted before all others."""
     cluster = Cluster(box, tmp_path_factory.mktemp("undisturbed") / "runs", shared)
-    [run] = cluster.submit(*SHORT, "hardware=slurm_cpu")
     apart = Cluster(box, tmp_path_factory.mktemp("limited") / "runs", shared)
-    limits = ["hardware.timeout_min=1", "hardware.signal_delay_s=50"]
-    [limited] = apart.submit(*SHORT, "hardware=slurm_cpu", *limits)
-    return Undisturbed(cluster, run, (apart, limited))
+    [run] = cluster.submit(*SHORT, "hardware=slurm_cpu")
+    with ThreadPoolExecutor(1) as beside:
+        yield Undisturbed(cluster, run, beside.submit(frozen_until_its_warning, apart))
+        beside.shutdown(wait=False, cancel_futures=True)
 
 
 @pytest.fixture
-def cluster(box: Box, shared: dict[str, str], tmp_path: Path) -> Iterator[Cluster]:
+def cluster(box: Box, shared: dict[str, str], tmp_path: Path, undisturbed: Undisturbed) -> Iterator[Cluster]:
     """The shared cluster, and a directory of runs of this test's own."""
     made = Cluster(box, tmp_path / "runs", shared)
     yield made

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -140,18 +141,34 @@ class Cluster:
 class Undisturbed:
     """The yardstick of all runs of `SHORT` that are stopped on their way: one that nothing stops.
 
-    limited: the same with a time limit of a minute, submitted at the same time, in a directory of its own.
+    limited: the same with a time limit of a minute, in a directory of its own, after its warning has come.
     """
 
     cluster: Cluster
     run: RunDirectory
-    limited: tuple[Cluster, RunDirectory]
+    limited: Future[tuple[Cluster, RunDirectory]]
 
     def weights(self) -> bytes:
         """What it ended with."""
         self.cluster.ended(self.run, "COMPLETED")
         assert self.cluster.box.job(self.cluster.job_id(self.run.path))["Restarts"] == "0"
         return final_weights(self.run)
+
+
+def frozen_until_its_warning(cluster: Cluster) -> tuple[Cluster, RunDirectory]:
+    """Submit a run with a time limit of a minute, and stop its clock until that is nearly over.
+
+    SLURM looks at limits about every 30 s, so its warning, due 50 s before the end, comes within 40 s.
+    """
+    limits = ["hardware.timeout_min=1", "hardware.signal_delay_s=50"]
+    [run] = cluster.submit(*SHORT, "hardware=slurm_cpu", *limits)
+    job = cluster.job_id(run.path)
+    cluster.until(lambda: state_file(run) and cluster.state(run) == "RUNNING", "a saved state")
+    cluster.box.ask("scancel", "--signal=STOP", job)
+    minutes, seconds = cluster.box.job(job)["RunTime"].split(":")[-2:]
+    time.sleep(max(0, 40 - 60 * int(minutes) - int(seconds)))
+    cluster.box.ask("scancel", "--signal=CONT", job)
+    return cluster, run
 
 
 def state_file(run: RunDirectory) -> Path | None:

@@ -5,14 +5,13 @@ The weights of a run that nothing stopped are the yardstick, compared byte for b
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from slurm.box import Box
-from slurm.harness import SHORT, Cluster, Undisturbed, final_weights, state_file, wandb_segments
+from slurm.harness import PATIENCE, SHORT, Cluster, Undisturbed, final_weights, state_file, wandb_segments
 
 from repro.run_directory import RunDirectory
 
@@ -33,9 +32,9 @@ def submit_and_wait_for_a_save(cluster: Cluster, *words: str) -> RunDirectory:
     return run
 
 
-def went_on(cluster: Cluster, run: RunDirectory, weights: bytes, seconds: float = 150.0) -> None:
+def went_on(cluster: Cluster, run: RunDirectory, weights: bytes) -> None:
     """The job was started again, did not start over, and came to what it would have come to anyway."""
-    status = cluster.ended(run, "COMPLETED", seconds)
+    status = cluster.ended(run, "COMPLETED")
     assert status.state == "done"
     restarts = int(cluster.box.job(cluster.job_id(run.path))["Restarts"])
     assert restarts >= 1
@@ -104,21 +103,6 @@ def test_slurmd_killed_and_started_again(
 
 
 def test_time_limit(undisturbed: Undisturbed) -> None:
-    """A limit of one real minute; the job is frozen meanwhile, which costs no CPU time.
-
-    SLURM looks at limits about every 30 s, so its warning, due 50 s before the end, comes within 40 s.
-    """
-    cluster, run = undisturbed.limited
-    job = cluster.job_id(run.path)
-    cluster.until(lambda: state_file(run), "a saved state")
-    cluster.box.ask("scancel", "--signal=STOP", job)
-    left = 40 - seconds_running(cluster, job)
-    time.sleep(max(0, left))
-    cluster.box.ask("scancel", "--signal=CONT", job)
-    went_on(cluster, run, undisturbed.weights(), 240.0)
-
-
-def seconds_running(cluster: Cluster, job: str) -> int:
-    """How long SLURM says that a job has been running, up to an hour."""
-    minutes, seconds = cluster.box.job(job)["RunTime"].split(":")[-2:]
-    return 60 * int(minutes) + int(seconds)
+    """A limit of one real minute, which the run reached because it was frozen meanwhile."""
+    cluster, run = undisturbed.limited.result(PATIENCE)
+    went_on(cluster, run, undisturbed.weights())
