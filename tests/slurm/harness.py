@@ -160,7 +160,7 @@ def frozen_until_its_warning(cluster: Cluster) -> tuple[Cluster, RunDirectory]:
 
     SLURM looks at limits about every 30 s, so its warning, due 50 s before the end, comes within 40 s.
     """
-    limits = ["hardware.timeout_min=1", "hardware.signal_delay_s=50"]
+    limits = ["hardware.timeout_min=1", "hardware.signal_delay_s=50", "hardware.max_requeues=20"]
     [run] = cluster.submit(*SHORT, "hardware=slurm_cpu", *limits)
     job = cluster.job_id(run.path)
     cluster.until(lambda: state_file(run) and cluster.state(run) == "RUNNING", "a saved state")
