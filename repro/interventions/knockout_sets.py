@@ -33,7 +33,7 @@ GPU_SHARE = 0.1
 
 @dataclass(frozen=True, eq=False)
 class _Group:
-    """Sets with the same columns, sorted by their lowest layer. columns [B, W]; starts: lowest layer of each."""
+    """Sets with the same columns [B, W], sorted by `starts`, the lowest layer of each."""
 
     index: list[int]
     columns: Tensor
@@ -152,7 +152,7 @@ class KnockoutSets:
     def _heads(
         self, layer: Layer, sets: Sequence[Masks], x: Tensor, columns: Tensor, queries: Tensor
     ) -> Tensor:
-        """z [n, B, Q, H, D] at `queries` of the stream x [n, B, W, d] at `columns`; [1, ...] if it is constant."""
+        """z [n, B, Q, H, D] at `queries`, of the stream x [n, B, W, d] at `columns`; [1, ...] if constant."""
         index = layer.index
         kept = None if self.kept is None else self.kept.get(("z", index))
         if self.kept is not None and (kept is None or not bool(kept.any())):
@@ -201,7 +201,7 @@ def _layers(masks: Masks) -> list[int]:
 
 
 def _listed(live: Tensor) -> Tensor:
-    """Columns [B, W] of booleans [B, T], rising; rows with fewer than others get more columns, all different."""
+    """Columns [B, W] of booleans [B, T], rising, all different; rows that have fewer get some more."""
     width = int(live.sum(-1).max())
     order = torch.argsort((~live).to(torch.int8), dim=-1, stable=True)
     return order[:, :width].sort(-1).values

@@ -73,7 +73,7 @@ def test_equals_one_pass_a_set(kind, circuit):
     check(kind, circuit, "right")
 
 
-# Eager Llama in float64 has NaN on padding: its softmax is float32, where the lowest float64 is minus infinity.
+# Eager Llama in float64 has NaN on padding: its softmax is float32, where the lowest float64 is -inf.
 @pytest.mark.parametrize("kind", ["gpt2", "llama"])
 @pytest.mark.parametrize("circuit", [None, CIRCUIT], ids=["model", "circuit"])
 def test_padding_on_the_left(kind, circuit):
