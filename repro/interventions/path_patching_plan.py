@@ -71,6 +71,11 @@ def plan(
         if not receivers:
             raise UserError("receivers: an empty list. Write 'logits' or a list like [9.9.q,9.6.q]")
     _check_names(pairs, {one.position or positions for stage in stages for one in stage} | {end, positions})
+    if not stages and positions not in (end, ALL):
+        raise UserError(
+            f"positions: got {positions}, but the logits are read at {end}, where nothing sent elsewhere"
+            f" arrives while heads are frozen. Give positions={end}, or receivers such as [9.9.k]"
+        )
     at_end = pairs.positions[end]
     steps = [_stage(pairs, receivers, positions) for receivers in stages]
     first = [one.position or positions for one in stages[0]] if stages else [end]

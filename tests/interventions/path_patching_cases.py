@@ -22,7 +22,10 @@ PATHS: dict[str, tuple[list[list[str]], str]] = {
     "all": ([["1.0.q", "2.1.v", "2.1.k"]], "all"),
     "all_and_named": ([["1.0.k", "2.1.q@S2"]], "all"),
     "chain": ([["1.1.v@S2", "1.0.q@S2"], ["2.0.k@S2", "2.3.q"]], "END"),
-    "long_chain": ([["0.1.q@S1", "1.0.q@S1"], ["1.1.v@S1"], ["2.0.k@S2", "2.1.q@END"]], "END"),
+    "long_chain": (
+        [["0.1.q", "0.0.v@S2", "1.0.q"], ["1.1.v", "1.0.v@S2"], ["2.0.k@S2", "2.1.q", "2.1.v"]],
+        "END",
+    ),
 }
 MLPS, DOWNSTREAM = ("recompute", "freeze"), ("recompute", "filter")
 

@@ -190,7 +190,7 @@ def test_corrupt_prompts_may_have_their_positions_elsewhere(path: str) -> None:
     fast, slow = both(model_of("gpt2"), moved, FEW, receivers(PATHS[path][0]))
     torch.testing.assert_close(fast, slow, rtol=0, atol=1e-9)
     with pytest.raises(UserError, match="same length"):
-        sweep(model_of("gpt2"), moved, FEW, positions="all")
+        sweep(model_of("gpt2"), moved, FEW, receivers([["1.0.q"]]), positions="all")
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "gptj", "opt_post_norm", "llama"])
@@ -238,6 +238,7 @@ BAD = {
     "a group above": (dict(senders=[Sender(0), [Sender(1), Sender(2)]], stages=["1.1.q"]), "above receivers"),
     "position that is not there": (dict(stages=["2.0.q@S3"]), "Valid choices: S1, S2, END"),
     "no position of this name": (dict(positions="END2"), "Valid choices: S1, S2, END"),
+    "logits elsewhere": (dict(positions="S2"), "logits are read at END"),
     "mlps": (dict(mlps="frozen"), "recompute, freeze"),
     "downstream": (dict(downstream="none"), "recompute, filter"),
     "no senders": (dict(senders=[]), "at least one"),
