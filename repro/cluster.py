@@ -227,8 +227,8 @@ def _impatient() -> Iterator[None]:
 
     plain = SlurmExecutor._make_submission_command
 
-    def limited(self: Any, path: Path) -> list[str]:
-        return ["timeout", "--kill-after=5", str(SBATCH_SECONDS), *plain(self, path)]
+    def limited(self: Any, submission_file_path: Path) -> list[str]:
+        return ["timeout", "--kill-after=5", str(SBATCH_SECONDS), *plain(self, submission_file_path)]
 
     SlurmExecutor._make_submission_command = limited
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -25,7 +26,7 @@ def known(monkeypatch: pytest.MonkeyPatch) -> Known:
     return told
 
 
-def submitted(runs: Path, job_id: str, state: str = "queued", **status: object) -> Path:
+def submitted(runs: Path, job_id: str, state: str = "queued", **status: Any) -> Path:
     directory = runs / "paper" / "experiment" / f"run{job_id}"
     directory.mkdir(parents=True)
     write_json(
