@@ -6,6 +6,8 @@ with organism.json (what was trained, and what it can do) and history.npz; while
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import secrets
 import shutil
@@ -23,7 +25,6 @@ from transformers.utils import logging as library_logging
 from repro.data.lm_tasks import Task
 from repro.data.lm_tasks import build as build_task
 from repro.errors import UserError
-from repro.identity import digest
 from repro.models import huggingface, organism
 from repro.models.language_model import LanguageModel
 from repro.models.specs import HuggingFace, Organism
@@ -66,7 +67,8 @@ def ensure(spec: Organism, store: Path) -> Path:
 
 def folder(store: Path, spec: Organism) -> Path:
     """Where the model of a spec lies in the store."""
-    return Path(store) / digest(spec.training_fingerprint())
+    text = json.dumps(spec.training_fingerprint(), sort_keys=True, separators=(",", ":"))
+    return Path(store) / hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def is_done(directory: Path) -> bool:
