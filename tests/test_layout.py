@@ -155,6 +155,10 @@ def test_what_is_imported_before_work_starts_is_light() -> None:
     light = [
         "config",
         "cluster",
+        "dispatch",
+        "tasks",
+        "jobs_command",
+        "slurm_job",
         "estimates",
         "estimate_text",
         "workers",
