@@ -73,7 +73,7 @@ def logit_difference(model: LanguageModel, resid: Tensor, columns: Tensor, end: 
     """Answer minus wrong logit [R] at `end` [B], in float64.
 
     resid: the last residual stream, [R, T, d] or at `end` alone [R, d]. columns: [B, 2]. R may be a
-    multiple of B: copies of the batch, one after another.
+    multiple of B: copies of the batch, one after another. Raises `UserError` for logits that are not finite.
     """
     copies = len(resid) // len(columns)
     columns, end = columns.repeat(copies, 1).to(resid.device), end.repeat(copies).to(resid.device)
@@ -81,6 +81,11 @@ def logit_difference(model: LanguageModel, resid: Tensor, columns: Tensor, end: 
         resid = resid[torch.arange(len(resid), device=resid.device), end]
     with torch.no_grad():
         logits = model.unembed(model.final_norm(resid), columns).double()
+    if not bool(torch.isfinite(logits).all()):
+        raise UserError(
+            f"logits are not finite (dtype {model.dtype}). Give model.dtype=float32, and check the"
+            " checkpoint's weights"
+        )
     return logits[:, 0] - logits[:, 1]
 
 

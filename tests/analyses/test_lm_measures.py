@@ -250,6 +250,11 @@ def test_subjects_and_data_that_do_not_fit_are_refused(model):
         measure(None, DATA, specs.LogitDifference())
     with pytest.raises(UserError, match="needs prompts with answers"):
         measure(model, object(), specs.LogitDifference())
+    broken = tiny("gpt2")
+    broken.layers[2].block.mlp.c_proj.bias[0] = float("nan")
+    for spec in (specs.LogitDifference(), specs.ActivationPatching(), specs.Knockouts(value="zero")):
+        with pytest.raises(UserError, match="logits are not finite"):
+            measure(broken, DATA, spec)
     with pytest.raises(UserError, match="head 7.0 does not exist"):
         measure(model, DATA, specs.LogitDifference(heads=["7.0"]))
     with pytest.raises(UserError, match="without quotes YAML reads 10.10 as the number 10.1"):

@@ -1,8 +1,11 @@
 """Scores on repeated random tokens: hand-made patterns with known scores, and reads of a tiny model."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
+import yaml
 from analyses.lm_cases import measure, pairs
 from models.tiny_models import tiny
 
@@ -13,6 +16,8 @@ from repro.data.text_specs import RandomTokens
 from repro.errors import UserError
 from repro.interventions.lm_edits import At
 from repro.interventions.lm_run import run
+from repro.models.specs import Organism
+from repro.training import lm_store
 
 LENGTH = 4
 
@@ -71,6 +76,19 @@ def test_scores_of_a_model_are_loops_over_its_patterns_and_outputs():
         assert found.arrays[name].values[1, 2] == pytest.approx(per_sequence.mean())
     loss = -both.logits[:, 5:8].log_softmax(-1).gather(-1, batch.tokens[:, 6:9, None]).mean()
     assert found.scalars["repeat.loss"] == pytest.approx(float(loss), rel=1e-5)
+
+
+@pytest.mark.slow
+def test_the_trained_induction_model_has_heads_that_match_prefixes(tmp_path):
+    """On blocks of 20 tokens that it never saw; a head of layer 0 looks back by one."""
+    conf = Path(lm_store.__file__).parents[2] / "conf" / "model" / "induction_organism.yaml"
+    settings = yaml.safe_load(conf.read_text())
+    model = lm_store.load(Organism.parse(settings, "model"), {"device": "cpu"}, tmp_path)
+    found = measure(model, load(RandomTokens(n=20, length=20, distinct=True)), RandomTokenScores())
+    assert found.arrays["induction"].values[1].max() >= 0.7
+    assert found.arrays["induction"].values[0].max() < 0.1
+    assert found.arrays["previous_token"].values[0].max() > 0.3
+    assert found.scalars["repeat.accuracy"] > 0.95
 
 
 def test_other_data_is_refused():
