@@ -29,7 +29,7 @@ from repro import config, tasks  # noqa: E402
 from repro.run_directory import RunDirectory  # noqa: E402
 
 # A second or two, most of it imports; W&B and figures would only hide what is looked for.
-RUN = ["paper/induction_heads=toy_model", "analysis.iterations=20", "figures={}", "tracking=disabled"]
+RUN = ["paper/induction_heads=toy_model", "analysis.iterations=20", "figures=null", "tracking=disabled"]
 PROFILE = ["hardware=slurm_cpu", "hardware.cpus=1", "hardware.memory_gb=1"]
 AT_A_TIME = os.cpu_count() or 1
 

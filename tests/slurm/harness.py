@@ -22,9 +22,9 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 PATIENCE = 300.0  # seconds: CI machines have two cores, and several jobs share them
 
 # Seconds each: no training, no figure.
-TOY = ["paper/induction_heads=toy_model", "analysis.iterations=20", "figures={}"]
+TOY = ["paper/induction_heads=toy_model", "analysis.iterations=20", "figures=null"]
 # A toy run that works until it is stopped.
-ENDLESS = ["paper/induction_heads=toy_model", "analysis.iterations=100000000", "figures={}"]
+ENDLESS = ["paper/induction_heads=toy_model", "analysis.iterations=100000000", "figures=null"]
 SMALL_JOB = {"hardware.cpus": 1, "hardware.memory_gb": 2}
 TOY_RUNS = "induction_heads/toy_model"
 
@@ -40,7 +40,7 @@ def trained(steps: int) -> list[str]:
         "analysis.checkpoints=2",
         "analysis.sequences=50",
         "analysis.thresholds={}",
-        "figures={}",
+        "figures=null",
     ]
 
 

@@ -26,7 +26,7 @@ def test_one_run(cluster: Cluster) -> None:
 def test_a_failing_run(cluster: Cluster) -> None:
     """SLURM, too, says FAILED; the status, and whoever follows the job, say why."""
     broken = "hardware.setup=['export MPLBACKEND=broken']"  # found when figures are drawn, at the very end
-    figures = [word for word in TOY if word != "figures={}"]
+    figures = [word for word in TOY if word != "figures=null"]
     done = cluster.launch(*figures, "hardware=slurm_cpu", broken)
     assert done.returncode == 1 and "broken" in done.stderr
     run = RunDirectory(next(cluster.runs.rglob("job.json")).parent)
