@@ -42,8 +42,8 @@ SWEEPS: list[tuple[str, list[list[Receiver]], dict[str, Any]]] = [
 def model_and_prompts(prompts: int) -> tuple[LanguageModel, PromptPairs]:
     """GPT-2 small's shape with random weights, and random pairs."""
     torch.manual_seed(0)
-    config = transformers.GPT2Config(attn_implementation="sdpa")
-    model = wrap(transformers.GPT2LMHeadModel(config))
+    config = transformers.GPT2Config()
+    model = wrap(transformers.AutoModelForCausalLM.from_config(config, attn_implementation="sdpa"))
     tokens = torch.randint(0, 50000, (2, prompts, TOKENS))
     mask = torch.ones(prompts, TOKENS, dtype=torch.bool)
     ends = {"END": torch.full((prompts,), TOKENS - 1)}
@@ -71,7 +71,7 @@ def operations(call: Callable[[], Any]) -> int:
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description="path patching: fast against the definition")
     parser.add_argument("--prompts", type=int, default=50)
     parser.add_argument("--sample", type=int, default=3, help="senders that the definition is measured on")
     options = parser.parse_args()

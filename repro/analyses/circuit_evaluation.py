@@ -172,7 +172,7 @@ def _random(both: _Both, spec: CircuitEvaluation) -> Result:
     if count > 1:
         means = [values.mean(-1).numpy() for values in (inside, outside)]
         varied = min(values.std() for values in means) > 0
-        result.scalars["random.correlation"] = float(np.corrcoef(*means)[0, 1]) if varied else float("nan")
+        result.scalars["random.correlation"] = float(np.corrcoef(np.stack(means))[0, 1]) if varied else float("nan")
     return result
 
 
@@ -184,7 +184,7 @@ def _greedy(both: _Both, spec: CircuitEvaluation, candidates: int) -> Result:
     objective: Objective = lambda sets: both.gaps([frozenset(nodes[i] for i in one) for one in sets])  # noqa: E731
     runs = greedy(len(nodes), objective, settings, spec.seed)
     best = sorted(range(len(runs)), key=lambda i: -runs[i].path[-1])[: settings.keep]
-    axes = {"run": [f"greedy {i}" for i in best]}
+    axes: dict[str, Any] = {"run": [f"greedy {i}" for i in best]}
     members = np.array([[n in runs[i].members for n in range(len(nodes))] for i in best])
     inside, outside = both([_chosen(nodes, row) for row in members])
     result = _compared("greedy", inside, outside, axes)

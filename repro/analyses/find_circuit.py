@@ -109,7 +109,8 @@ def _add_steps(result: Result, found: Searched, steps: list[Step]) -> None:
 
 def _add_nodes(result: Result, found: Searched, steps: list[Step], knockout: Tensor) -> None:
     circuit = found.circuit
-    nodes, axes = circuit.nodes, {"node": [str(node) for node in circuit.nodes]}
+    nodes = circuit.nodes
+    axes: dict[str, Any] = {"node": [str(node) for node in nodes]}
     receivers = [*circuit.classes, LOGITS]
     edges = np.full((len(nodes), len(receivers)), np.nan)
     own = np.full(len(nodes), np.nan)
@@ -126,7 +127,8 @@ def _add_nodes(result: Result, found: Searched, steps: list[Step], knockout: Ten
     for name in ("layer", "head"):
         result.arrays[f"node.{name}"] = NamedArray(np.array([getattr(n, name) for n in nodes]), dict(axes))
     result.arrays["node.percent"] = NamedArray(own, dict(axes), "%")
-    result.arrays["edge.percent"] = NamedArray(edges, {**axes, "receiver": receivers}, "%")
+    both: dict[str, Any] = {**axes, "receiver": receivers}
+    result.arrays["edge.percent"] = NamedArray(edges, both, "%")
     result.arrays["node.knockout"] = lm.array(knockout, axes, "logit")
     result.scalars["heads"] = len({(node.layer, node.head) for node in nodes})
 

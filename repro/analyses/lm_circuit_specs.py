@@ -86,7 +86,7 @@ class Search(Spec):
     direction its path patching effect says, for the class to count as verified.
     """
 
-    steps: list[Step] = Field(STEPS, min_length=1)
+    steps: list[Step] = Field(default=STEPS, min_length=1)
     threshold: Share = 0.02
     at_most: PositiveInt = 4
     mlps: Literal["recompute", "freeze"] = "recompute"

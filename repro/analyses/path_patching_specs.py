@@ -8,6 +8,7 @@ from pydantic import BeforeValidator, Field, PositiveInt, model_validator
 
 from repro.analyses.base_specs import Analysis, Of
 from repro.interventions.path_patching_nodes import check_order, parse_receiver, parse_sender
+from repro.specs import Spec
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.:+=-]*$")]
 
@@ -32,15 +33,14 @@ class _Patching(Analysis):
     """positions: where receivers receive that do not say so themselves (9.9.q@END), a name or `all`.
 
     mlps: whether MLPs on the way carry a change on. downstream: whether everything after the last receivers
-    is recomputed, or only their own writing counts. top: how many heads to name. rows: (sender, prompt,
-    position) at once; null is what memory allows.
+    is recomputed, or only their own writing counts. rows: (sender, prompt, position) at once; null is what
+    memory allows.
     """
 
     splits_over: ClassVar[str | None] = "prompts"
     positions: str = "END"
     mlps: Literal["recompute", "freeze"] = "recompute"
     downstream: Literal["recompute", "filter"] = "recompute"
-    top: PositiveInt = 5
     rows: PositiveInt | None = None
 
     def fingerprint(self) -> dict[str, Any]:
@@ -55,7 +55,7 @@ class PathPatching(_Patching):
 
     receivers: `logits`, or inputs of heads such as [9.9.q, 9.6.q]. then: lists of further receivers that
     the path leads through afterwards, e.g. [[9.9.q@END]] behind receivers [8.6.v@S2]. groups: name ->
-    senders patched together, such as ["9.9", "mlp8"].
+    senders patched together, such as ["9.9", "mlp8"]. top: how many heads to name.
     """
 
     module: ClassVar[str] = "repro.analyses.path_patching"
@@ -63,6 +63,7 @@ class PathPatching(_Patching):
     receivers: Literal["logits"] | Receivers = "logits"
     then: list[Receivers] = []
     groups: dict[Name, Group] = {}
+    top: PositiveInt = 5
 
     @property
     def stages(self) -> list[list[str]]:
@@ -76,3 +77,36 @@ class PathPatching(_Patching):
         stages = [[parse_receiver(one) for one in stage] for stage in self.stages]
         check_order([[parse_sender(one) for one in group] for group in self.groups.values()], stages)
         return self
+
+
+class Step(Spec):
+    """Go on from the heads found last, through this input of theirs at this position (null: the sweep's).
+
+    negative, positive: how many heads of the lowest and of the highest effects are found there.
+    """
+
+    letter: Literal["q", "k", "v"]
+    position: str | None = None
+    negative: Annotated[int, Field(ge=0)] = 4
+    positive: Annotated[int, Field(ge=0)] = 0
+
+    @model_validator(mode="after")
+    def _some(self) -> Self:
+        if self.negative + self.positive == 0:
+            raise ValueError("negative, positive: expected at least one head to be found")
+        return self
+
+
+class IterativePathPatching(_Patching):
+    """From the logits downwards: find the strongest heads, then those that act through their inputs.
+
+    negative, positive: heads found with the direct effect on the logits. steps: what follows, each behind
+    the heads of the one before: [{letter: q}, {letter: v, position: S2}].
+    """
+
+    module: ClassVar[str] = "repro.analyses.iterative_path_patching"
+    splits_over: ClassVar[str | None] = None
+    kind: Literal["iterative_path_patching"] = "iterative_path_patching"
+    negative: Annotated[int, Field(ge=0)] = 3
+    positive: Annotated[int, Field(ge=0)] = 0
+    steps: list[Step] = [Step(letter="q")]

@@ -22,6 +22,7 @@ from repro.analyses.lm_measure_specs import LogitAttribution as LogitAttribution
 from repro.analyses.lm_measure_specs import LogitDifference as LogitDifference
 from repro.analyses.lm_measure_specs import RandomTokenScores as RandomTokenScores
 from repro.analyses.moving_specs import MovingPieces as MovingPieces
+from repro.analyses.path_patching_specs import IterativePathPatching as IterativePathPatching
 from repro.analyses.path_patching_specs import PathPatching as PathPatching
 from repro.analyses.scrub_specs import CausalScrubbing as CausalScrubbing
 from repro.interventions.specs import Head, Manipulation

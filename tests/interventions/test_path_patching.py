@@ -268,7 +268,7 @@ def test_positions_on_padding_and_of_another_length_are_refused() -> None:
 
 def test_values_that_are_not_finite_are_refused() -> None:
     model = model_of("gpt2")
-    model.layers[1].block.mlp.c_fc.weight[0, 0] = float("nan")
+    model.layers[1].output_matrix[0, 0, 0] = float("nan")
     with pytest.raises(UserError, match="not finite"):
         sweep(model, pairs_of(), EVERYONE)
 
