@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from repro import preflight, provenance, tasks
+from repro import preflight, provenance, slurm, tasks
 from repro.config import ROOT
 from repro.errors import UserError
 from repro.hardware import Hardware
@@ -73,7 +73,7 @@ def submit(wanted: Sequence[Task]) -> list[Job]:
     new = [task for task in wanted if task.directory not in made]
     for task in new:
         tasks.prepare(task)
-    for part, after in groups(new, jobs):
+    for part, after in groups(new, jobs, _array_limit()):
         try:
             submitted = [] if refused else _submit(part, after, code)
         except UserError as error:
@@ -110,6 +110,14 @@ def groups(
                 some = part[begin : begin + limit]
                 yield some, dependency([jobs[need] for need in some[0].needs if need in jobs])
         left = [task for task in left if task not in ready]
+
+
+def _array_limit() -> int:
+    """Jobs that an array of this cluster may have."""
+    try:
+        return min(_ARRAY_LIMIT, int(slurm.settings()["MaxArraySize"]) - 1)
+    except (slurm.NoAnswer, KeyError, ValueError):
+        return _ARRAY_LIMIT
 
 
 def dependency(job_ids: Sequence[str]) -> str | None:

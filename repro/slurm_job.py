@@ -29,6 +29,7 @@ def work(directory: Path) -> None:
     allowed = int(job.get("max_requeues", 3))
     if difference := provenance.difference(job, provenance.code(ROOT)):
         print(f"warning: {difference}", flush=True)
+    run.set_status("queued", note=difference)
     print(
         f"{now()} job {job_id()} on {socket.gethostname()}, restarted {restarts} of {allowed} times",
         flush=True,

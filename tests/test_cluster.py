@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import os
 import socket
 import stat
@@ -251,6 +252,38 @@ def test_submitting_an_array(project: Path, programs: Path) -> None:
     shown = cluster.sbatch_text(tasks.tasks(configs)).splitlines()
     script = (programs / "script41.sh").read_text().splitlines()
     assert script == shown[: len(script)]  # dry_run shows what is submitted
+
+
+def test_arrays_are_as_long_as_the_cluster_allows(project: Path, programs: Path) -> None:
+    stub(programs, "scontrol", 'echo "MaxArraySize            = 3"')
+    start(compose_all([RUN, "seed=range(0,5)", "hardware=slurm_cpu"], True, project))
+    arrays = [
+        [line for line in (programs / f"script{job}.sh").read_text().splitlines() if "--array" in line]
+        for job in (41, 42, 43)
+    ]
+    assert arrays == [["#SBATCH --array=0-1%2"], ["#SBATCH --array=0-1%2"], []]
+
+
+def test_a_job_of_other_code_says_so(
+    project: Path, programs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    config = compose([RUN, "hardware=slurm_cpu"], project)
+    start([config])
+    run = RunDirectory(config.directory)
+    workers.write_atomic(run.path / "job.json", json.dumps({**run.job(), "commit": "0" * 40}))
+    monkeypatch.setattr(slurm_job, "_write_into", lambda path: None)
+    monkeypatch.setattr(slurm_job.stopping, "listen", lambda **_: None)
+    monkeypatch.setattr(slurm_job.tasks, "execute", lambda directory, **_: 0)
+    slurm_job.work(config.directory)
+    expected = "the code changed after submission: 0000000000"
+    assert f"warning: {expected}" in capsys.readouterr().out
+    assert str(run.status().note).startswith(expected)
+    knows(programs, "41|RUNNING|None")
+    assert jobs.views([run.path])[0].note == run.status().note
+    monkeypatch.setenv("SLURM_JOB_ID", "41")
+    run.open(config.values, ["launch.py"])
+    assert run.provenance()["submitted"]["commit"] == "0" * 40 != run.provenance()["commit"]
+    assert str(run.status().note).startswith(expected)
 
 
 def test_a_refused_job_is_bad_input(project: Path, programs: Path) -> None:
