@@ -21,6 +21,7 @@ from repro.interventions.lm_edits import At, Read
 from repro.interventions.lm_restart import Restart, Variant, sweep
 from repro.interventions.lm_run import run as forward
 from repro.models.language_model import LanguageModel
+from repro.progress import Progress, progress
 from repro.results import Result
 
 
@@ -41,10 +42,12 @@ def run(subject: Any, data: Any, record: Any, directory: Path | None, spec: Acti
     layers = list(range(model.depth)) if spec.layers is None else spec.layers
     for layer in layers:
         model.check_head(layer, 0, "analysis.layers")
-    parts = [
-        _patched(model, lm.part_of(pairs, rows), spec, layers, _places(lm.part_of(pairs, rows), spec))
-        for rows in lm.chunks(len(pairs), spec.batch)
-    ]
+    variants = sum((heads_of(model, site) or 1) * len(places) for site in spec.sites)
+    with progress(variants * len(layers) * len(pairs), "patching", "prompts") as bar:
+        parts = [
+            _patched(model, lm.part_of(pairs, rows), spec, layers, bar)
+            for rows in lm.chunks(len(pairs), spec.batch)
+        ]
     found = {name: torch.cat([part[name] for part in parts], dim=-1) for name in parts[0]}
     runs = {name: found.pop(name) for name in ("clean", "corrupt")}
     result = Result(
@@ -107,11 +110,10 @@ def _places(pairs: PromptPairs, spec: ActivationPatching) -> list[Place]:
 
 
 def _patched(
-    model: LanguageModel, pairs: PromptPairs, spec: ActivationPatching, layers: Sequence[int],
-    places: Sequence[Place],
-) -> dict[str, Tensor]:  # fmt: skip
+    model: LanguageModel, pairs: PromptPairs, spec: ActivationPatching, layers: Sequence[int], bar: Progress
+) -> dict[str, Tensor]:
     """Logit differences [layer * variant, B] by site, and of the two runs [B]."""
-    noising = spec.direction == "noising"
+    noising, places = spec.direction == "noising", _places(pairs, spec)
     base, source = (pairs.clean, pairs.corrupt) if noising else (pairs.corrupt, pairs.clean)
     ends = [pairs.positions[lm.ANSWER], pairs.corrupt_positions[lm.ANSWER]]
     columns = lm.answer_columns(pairs)
@@ -123,6 +125,7 @@ def _patched(
     found = {"clean": two[0].cpu(), "corrupt": two[1].cpu()}
 
     def measure(resid: Tensor) -> Tensor:
+        bar.advance(len(resid))
         return lm.logit_difference(model, resid, columns, ends[0 if noising else 1])
 
     for site in spec.sites:

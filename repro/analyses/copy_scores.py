@@ -20,6 +20,7 @@ from repro.data.token_pairs import PromptPairs
 from repro.interventions.lm_edits import At
 from repro.interventions.lm_run import run as forward
 from repro.models.language_model import LanguageModel
+from repro.progress import Progress, progress
 from repro.results import Result
 
 SIGNS = {"positive": 1.0, "negative": -1.0}
@@ -37,10 +38,11 @@ def run(subject: Any, data: Any, record: Any, directory: Path | None, spec: Copy
     pairs = lm.pairs_of(model, data)
     positions = lm.named_positions(pairs, spec.positions, "analysis.positions")
     heads = chosen_heads(model, spec.heads)
-    parts = [
-        _hits(model, lm.part_of(pairs, rows), heads, positions, spec.top)
-        for rows in lm.chunks(len(pairs), spec.batch)
-    ]
+    with progress(len(heads) * len(pairs), "copy scores", "prompts") as bar:
+        parts = [
+            _hits(model, lm.part_of(pairs, rows), heads, positions, spec.top, bar)
+            for rows in lm.chunks(len(pairs), spec.batch)
+        ]
     hits = torch.cat(parts, dim=-1)
     axes = {"sign": list(SIGNS), "head": [f"{layer}.{head}" for layer, head in heads]}
     by_position = hits.double().mean(-1)
@@ -61,7 +63,12 @@ def run(subject: Any, data: Any, record: Any, directory: Path | None, spec: Copy
 
 
 def _hits(
-    model: LanguageModel, pairs: PromptPairs, heads: list[tuple[int, int]], positions: list[str], top: int
+    model: LanguageModel,
+    pairs: PromptPairs,
+    heads: list[tuple[int, int]],
+    positions: list[str],
+    top: int,
+    bar: Progress,
 ) -> Tensor:
     """[sign, head, position, B] booleans."""
     batch = pairs.clean
@@ -78,6 +85,7 @@ def _hits(
             values = layer.project(layer.norm1(stream), where)[2][:, :, head // shared]
             written = values @ layer.output_matrix[head]
             found += [top_hit(model, sign * written, tokens, top) for sign in SIGNS.values()]
+            bar.advance(len(tokens))
     return torch.stack(found).view(len(heads), len(SIGNS), *tokens.shape).permute(1, 0, 3, 2)
 
 

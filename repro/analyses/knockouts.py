@@ -30,6 +30,7 @@ from repro.interventions.mean_ablation import (
     zero_means,
 )
 from repro.models.language_model import LanguageModel
+from repro.progress import Progress, progress
 from repro.results import Result
 
 
@@ -51,10 +52,13 @@ def run(subject: Any, data: Any, record: Any, directory: Path | None, spec: Knoc
     means, reference = _means(model, data, pairs, spec)
     for batch in [pairs.clean, pairs.corrupt] if spec.direct_after else [pairs.clean]:
         means.check(batch, pairs.groups)
-    parts = [
-        _Part(model, lm.part_of(pairs, rows), spec, means).measure()
-        for rows in lm.chunks(len(pairs), spec.batch)
-    ]
+    heads, states = model.depth * model.heads, bool(spec.direct_after) * (1 + len(spec.direct_after))
+    work = 1 + spec.singles * (heads + model.depth) + len(spec.sets) + states * (1 + heads)
+    with progress(work * len(pairs), "knocking out", "prompts") as bar:
+        parts = [
+            _Part(model, lm.part_of(pairs, rows), spec, means, bar).measure()
+            for rows in lm.chunks(len(pairs), spec.batch)
+        ]
     found = {name: torch.cat([part[name] for part in parts], dim=-1).cpu() for name in parts[0]}
     base = found["logit_difference"]
     arrays = {"logit_difference": lm.array(base, {"prompt": len(base)}, "logit")}
@@ -98,8 +102,10 @@ def _means(model: LanguageModel, data: Any, pairs: PromptPairs, spec: Knockouts)
 class _Part:
     """Some of the prompts, with one remembered run of them."""
 
-    def __init__(self, model: LanguageModel, pairs: PromptPairs, spec: Knockouts, means: Means) -> None:
-        self.model, self.pairs, self.spec, self.means = model, pairs, spec, means
+    def __init__(
+        self, model: LanguageModel, pairs: PromptPairs, spec: Knockouts, means: Means, bar: Progress
+    ) -> None:
+        self.model, self.pairs, self.spec, self.means, self.bar = model, pairs, spec, means, bar
         self.restart = Restart(model, pairs.clean)
 
     def measure(self) -> dict[str, Tensor]:
@@ -116,6 +122,7 @@ class _Part:
         return found
 
     def _difference(self, resid: Tensor) -> Tensor:
+        self.bar.advance(len(resid))
         return lm.logit_difference(
             self.model, resid, lm.answer_columns(self.pairs), self.pairs.positions[lm.ANSWER]
         )

@@ -3,14 +3,18 @@
 import numpy as np
 import pytest
 import torch
+import transformers
 from analyses.lm_cases import LENGTHS, measure, padded_left, pairs
 from models.tiny_models import KINDS, tiny
 
 from repro.analyses import lm_measure_specs as specs
 from repro.analyses.logit_difference import answer_measures
+from repro.data import ioi
+from repro.data.text_specs import IoiToy
 from repro.errors import UserError
 from repro.interventions.lm_edits import At, Replace
 from repro.interventions.lm_run import run
+from repro.models.huggingface import wrap
 
 DATA, END = pairs(), torch.tensor([length - 1 for length in LENGTHS])
 ROWS = torch.arange(len(LENGTHS))
@@ -177,6 +181,26 @@ def test_knockouts_are_passes_with_means_put_in(model):
     assert found.scalars["pair.mean"] == pytest.approx(float(both.mean()))
     np.testing.assert_allclose(found.arrays["direct.effect"].select(set="pair", layer=1, head=2).values, 0)
     assert abs(found.arrays["direct.effect"].select(set="untouched", layer=1, head=2).values) > 1e-6
+
+
+def test_means_of_drawn_prompts_are_those_of_the_same_template():
+    """On the small world: what replaces a head is the mean over ABC prompts of the prompt's own template."""
+    data = ioi.load(IoiToy(n=12, seed=1))
+    shape = {"vocab_size": 111, "n_embd": 24, "n_layer": 2, "n_head": 4, "n_positions": 32}
+    model = wrap(transformers.GPT2LMHeadModel(transformers.GPT2Config(**shape)).double())
+    found = measure(model, data, specs.Knockouts(per_template=3, positions=["END"]))
+    prompts, batch = data.pairs(), data.pairs().clean
+    drawn = data.reference(3, 1)
+    tokens = data.tokenise(drawn)
+    z = run(model, tokens.batch, reads=[At("z", 1)], logits=None)["z", 1]
+    for row, prompt in enumerate(data.prompts.prompts):
+        same = [i for i, other in enumerate(drawn.prompts) if other.template == prompt.template]
+        end = int(prompts.positions["END"][row])
+        assert len(same) == 3 and [int(tokens.positions["END"][i]) for i in same] == [end] * 3
+        edit = Replace(At("z", 1, heads=[2], positions=[end]), z[same, end, 2].mean(0))
+        logits = run(model, batch.rows([row]), [edit], logits=torch.tensor([end])).logits
+        expected = float(logits[0, prompts.answer[row]] - logits[0, prompts.wrong[row]])
+        assert found.arrays["head.per_prompt"].values[1, 2, row] == pytest.approx(expected, abs=1e-9)
 
 
 def test_zero_ablation_and_bad_nodes(model):
