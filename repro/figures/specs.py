@@ -274,3 +274,19 @@ class Table(Figure, Panel):
         if bool(self.rows) == bool(self.table_columns):
             raise ValueError("give either `rows` or `table_columns`")
         return self
+
+
+class Graph(Figure, Panel, Pick):
+    """Nodes in boxes by `group`, at height `layer`, boxes side by side by `place`; arrows to groups.
+
+    array: effect [node, group], NaN where there is no arrow; a group without nodes is the end (logits).
+    group, place (text), layer: arrays over the nodes. One panel a result.
+    """
+
+    module: ClassVar[str] = "repro.figures.graph"
+    kind: Literal["graph"] = "graph"
+    array: str = "edge.percent"
+    group: str = "node.class"
+    layer: str = "node.layer"
+    place: str = "node.position"
+    colour_label: str = ""

@@ -50,9 +50,27 @@ def documented(shift: float = 0.0) -> Result:
         ),
         "attention": NamedArray(points + shift, names),
         "writing": NamedArray(2 * points + shift, names),
+        **small_graph(shift),
     }
     known = result(shift)
     return Result(known.scalars, {**known.arrays, **arrays})
+
+
+def small_graph(shift: float = 0.0) -> dict[str, NamedArray]:
+    """A circuit of three nodes in two classes, one of which acts on the other, and its completeness."""
+    nodes = {"node": ["0.1@S2", "2.0@END", "2.3@END"]}
+    effect = np.array([[-20.0, np.nan, np.nan], [np.nan, np.nan, -50.0], [np.nan, np.nan, 10.0]])
+    return {
+        "edge.percent": NamedArray(effect, {**nodes, "receiver": ["late", "early", "logits"]}, "%"),
+        "node.class": NamedArray(np.array(["early", "late", "late"]), dict(nodes)),
+        "node.layer": NamedArray(np.array([0, 2, 2]), dict(nodes)),
+        "node.position": NamedArray(np.array(["S2", "END", "END"]), dict(nodes)),
+        **{
+            f"{kind}.{side}": NamedArray(np.arange(2.0) + i + shift, {"set": ["none", "late"]}, "logit")
+            for kind in ("class", "random")
+            for i, side in enumerate(("circuit", "model"))
+        },
+    }
 
 
 def draw(mapping, *results, labels=(), notes=()):
