@@ -1,6 +1,6 @@
 """Every experiment of every paper composes, can be planned, and its figures and claims name what there is.
 
-Models are not trained: each analysis runs on small untrained stand-ins with an invented history.
+Models are not trained: each analysis runs on small untrained stand-ins, with an invented history if need be.
 """
 
 from __future__ import annotations
@@ -103,6 +103,15 @@ def stand_in(plan: Plan, store: Path, data: Any) -> Any:
     return Trained(directory, plan, data)
 
 
+def untrained(spec: Any) -> Any:
+    """A small language model as the harness would train it, with the weights of initialisation."""
+    from repro.data.lm_tasks import build as task_of
+    from repro.models.huggingface import wrap
+    from repro.models.organism import build
+
+    return wrap(build(spec, len(task_of(spec.task).vocabulary), 0, 0))
+
+
 @cache
 def result_of(experiment: str) -> Result:
     """What the analysis of an experiment gives, of stand-ins."""
@@ -115,6 +124,8 @@ def result_of(experiment: str) -> Result:
     subject = None
     if specs["training"] is not None:
         subject = {name: stand_in(plan, store, data) for name, plan in planned(values, specs, store).items()}
+    elif specs["model"].kind == "organism":
+        subject = untrained(specs["model"])
     analysis = import_module(specs["analysis"].module)
     return analysis.run(subject, data, None, store, specs["analysis"])
 
