@@ -3,25 +3,32 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 from repro.data.specs import sha256_of
 from repro.errors import UserError
 
 
-def download(url: str, sha256: str, cache: str | None = None, accept_with: str = "") -> Path:
+def download(
+    url: str,
+    sha256: str,
+    cache: str | None = None,
+    accept_with: str = "",
+    checksum: Callable[[Path], str] = sha256_of,
+) -> Path:
     """Path of the file at `url` in the cache, downloaded if it is not there yet, and verified.
 
     A file is complete and verified or absent: pooch downloads to a temporary name. `accept_with`
-    names the key that takes the checksum of another file. Raises `UserError` if the file cannot
-    be had or is another one.
+    names the key that takes the checksum of another file; `checksum` says how one is taken of a file.
+    Raises `UserError` if the file cannot be had or is another one.
     """
     import pooch
 
     folder = Path(cache).expanduser() if cache else Path(pooch.os_cache("repro"))
     name = url.rsplit("/", 1)[1]
     target = folder / name
-    if target.exists() and sha256_of(target) == sha256:
+    if target.exists() and checksum(target) == sha256:
         return target
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -32,12 +39,12 @@ def download(url: str, sha256: str, cache: str | None = None, accept_with: str =
             f"data.url: cannot download {url} to {folder}: {error}. Get the file by other means and give"
             " data.path=FILE, or choose a writable folder with data.cache=FOLDER"
         ) from None
-    checksum, size = sha256_of(got), got.stat().st_size
-    if checksum == sha256:
+    found, size = checksum(got), got.stat().st_size
+    if found == sha256:
         return got.replace(target)
     got.unlink()
-    fix = f"\nIf that is the file you want: {accept_with}={checksum}" if accept_with else ""
+    fix = f"\nIf that is the file you want: {accept_with}={found}" if accept_with else ""
     raise UserError(
         f"data.url: {url} gave another file than expected.\n  expected sha256 {sha256}\n"
-        f"  got      sha256 {checksum}, {size:,} bytes{fix}"
+        f"  got      sha256 {found}, {size:,} bytes{fix}"
     )

@@ -88,3 +88,22 @@ class IoiTask(Task):
     @property
     def longest(self) -> int:
         return 17  # the start token, at most 15 words, and the answer
+
+
+class FactsTask(Task):
+    """Sentences that end in an attribute of a subject: four relations, two templates each.
+
+    Only the attribute is predicted. withheld_share: of the facts, those that training never says in their
+    second template. The same keys and values as of data=facts_toy.
+    """
+
+    module: ClassVar[str] = "repro.data.facts_task"
+    probes: ClassVar[dict[str, bool]] = {"recall": False, "withheld": False}
+    kind: Literal["facts"] = "facts"
+    subjects: Annotated[int, Field(ge=1, le=2000)] = 200
+    world_seed: Natural = 0
+    withheld_share: Annotated[float, Field(gt=0, lt=1)] = 0.2
+
+    @property
+    def longest(self) -> int:
+        return 14  # the start token, at most 12 words, and the attribute

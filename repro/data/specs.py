@@ -11,6 +11,10 @@ from pydantic import Field, field_validator, model_validator
 
 from repro.data.base_specs import Data as Data
 from repro.data.base_specs import sha256_of as sha256_of
+from repro.data.fact_specs import CounterFact as CounterFact
+from repro.data.fact_specs import FactsToy as FactsToy
+from repro.data.fact_specs import Known1000 as Known1000
+from repro.data.fact_specs import PromptsFile as PromptsFile
 from repro.data.sequence_specs import Evaluator as Evaluator
 from repro.data.sequence_specs import Natural, Positive
 from repro.data.sequence_specs import Sequences as Sequences
