@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from repro import stopping
 from repro.errors import UserError
 from repro.models.weights import load_weights
 from repro.recorder import read_history
@@ -75,6 +76,31 @@ def test_two_processes_leave_one_run(finished: Path) -> None:
     before = (finished / loop.HISTORY).stat().st_mtime_ns
     store.train(finished)  # a third time, here: nothing to do
     assert (finished / loop.HISTORY).stat().st_mtime_ns == before
+
+
+def test_asked_to_stop_it_saves_where_it_is_and_ends_with_the_same_bytes(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No save is due by the clock; asked to save it goes on, asked to stop it ends there."""
+    monkeypatch.setattr(loop, "SAVE_SECONDS", 1e9)
+    directory = written(tmp_path, plan(tmp_path, training=LONG))
+    saved: list[int] = []
+
+    def ask(step: int, total: int) -> None:
+        if step in (40, 120):
+            stopping.ask("save" if step == 40 else "stop")
+        state = directory / loop.STATE
+        saved.append(int(loop.read_arrays(state)["state_step"]) if state.exists() else 0)
+
+    try:
+        with pytest.raises(stopping.Stopped):
+            store.train(directory, ask)
+    finally:
+        stopping.forget()
+    assert int(loop.read_arrays(directory / loop.STATE)["state_step"]) == 120
+    assert saved[-1] == 40 and set(saved) == {0, 40}
+    store.train(directory)
+    assert weights(directory) == weights(finished)
 
 
 def test_killed_and_started_again_it_ends_with_the_same_bytes(finished: Path, tmp_path: Path) -> None:
