@@ -135,7 +135,7 @@ def _first(at: Plan):
 
 
 def _metric(model: LanguageModel, metric: Metric, resid: Tensor, pairs: PromptPairs) -> Tensor:
-    values = metric(model, model.final_norm(resid), pairs)
+    values = metric(model, model.final_norm(resid.to(model.unembedding.device)), pairs)
     if not torch.isfinite(values).all():
         raise UserError(
             f"logits are not finite (dtype {model.dtype}). Give model.dtype=float32, and check the"

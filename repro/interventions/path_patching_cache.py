@@ -78,8 +78,8 @@ def cache(
         At(site, layer, positions=plan.source) for site, layer in sorted(_sent(plan, senders, model.depth))
     ]
     other = run(model, pairs.corrupt, edits=edits, reads=corrupt_reads, logits=None)
-    found = {(at.site, at.layer or 0): clean[at] for at in clean_reads}
-    corrupt = {(at.site, at.layer or 0): other[at] for at in corrupt_reads}
+    found = {(at.site, at.layer or 0): _there(model, at, clean[at]) for at in clean_reads}
+    corrupt = {(at.site, at.layer or 0): _there(model, at, other[at]) for at in corrupt_reads}
     for kind, values in (("clean", found), ("corrupt", corrupt)):
         for (site, layer), value in values.items():
             if not torch.isfinite(value).all():
@@ -88,6 +88,11 @@ def cache(
                     " model.dtype=float32, and check the checkpoint's weights"
                 )
     return Cached(pairs, columns[:, 0], found, corrupt, _pinned(model, pairs, edits))
+
+
+def _there(model: LanguageModel, at: At, value: Tensor) -> Tensor:
+    """A value on the device of its layer's weights, if the model is spread over several."""
+    return value.to(model.layers[at.layer or 0].output_matrix.device)
 
 
 def hull(plan: Plan) -> Tensor:
@@ -154,7 +159,8 @@ def _pinned(model: LanguageModel, pairs: PromptPairs, edits: Sequence[Edit]) -> 
         heads = (model.heads,) if edit.at.site == "z" else ()
         before = pinned.get(key)
         if before is None:
-            before = torch.zeros(rows, length, *heads, 1, dtype=torch.bool, device=model.device)
+            there = model.layers[key[1]].output_matrix.device
+            before = torch.zeros(rows, length, *heads, 1, dtype=torch.bool, device=there)
         pinned[key] = put(before, edit.at, torch.ones_like(take(before, edit.at)))
     return pinned
 

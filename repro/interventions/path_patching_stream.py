@@ -116,12 +116,12 @@ def propagate(
     _add(delta, entering.embedding())
     start = max(entering.times[0] // 2, 0)
     for index in range(model.depth + 1):
+        delta = delta.to(model.layers[min(index, model.depth - 1)].output_matrix.device)
         if index in stops:
             yield index, delta[: bisect_right(entering.times, 2 * index - 1)]
         if index >= stops[-1]:
             return
         if index >= start:
-            delta = delta.to(model.layers[index].output_matrix.device)
             _advance(model, model.layers[index], cached, entering, delta, columns, recompute)
 
 
