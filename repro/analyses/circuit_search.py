@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from repro.analyses import lm_inputs as lm
+from repro.analyses.circuit_specs import LOGITS, Classes, Search, Step
 from repro.analyses.circuits import Circuit, Node, means_of, node_masks
-from repro.analyses.lm_circuit_specs import LOGITS, Classes, Search, Step, WithCircuit
+from repro.analyses.lm_circuit_specs import WithCircuit
 from repro.data.token_pairs import PromptPairs
 from repro.errors import UserError
 from repro.interventions.direct_effects import direct_effects
@@ -165,10 +166,11 @@ def _taken(step: Step, plan: Search, measured: Measured, circuit: Circuit) -> tu
     least = plan.threshold if step.threshold is None else step.threshold
     order = strength.flatten().argsort(descending=True, stable=True).tolist()
     heads = strength.shape[1]
-    nodes = [
-        Node(i // heads, i % heads, step.at) for i in order if strength.flatten()[i] >= max(least, 1e-12)
-    ]
-    return tuple([node for node in nodes if node not in circuit.nodes][: step.at_most or plan.at_most])
+    possible = [i for i in order if strength.flatten()[i] >= 1e-12]
+    nodes = [(Node(i // heads, i % heads, step.at), bool(strength.flatten()[i] >= least)) for i in possible]
+    free = [(node, strong) for node, strong in nodes if node not in circuit.nodes]
+    taken = [node for place, (node, strong) in enumerate(free) if strong or place < plan.at_least]
+    return tuple(taken[: step.at_most or plan.at_most])
 
 
 def _note(plan: Search) -> str:

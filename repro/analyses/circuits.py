@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from repro.analyses.lm_circuit_specs import Classes, WithCircuit
-from repro.analyses.lm_measure_specs import split_head
+from repro.analyses.circuit_specs import Classes
+from repro.analyses.head_specs import split_head
+from repro.analyses.lm_circuit_specs import WithCircuit
 from repro.data.token_batch import TokenBatch
 from repro.data.token_pairs import PromptPairs
 from repro.errors import UserError

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from repro.data.token_batch import TokenBatch
+from repro.data.token_batch import Side, TokenBatch
 from repro.interventions.knockout_sets import KnockoutSets
 from repro.interventions.lm_edits import At, Replace
 from repro.interventions.lm_run import run
@@ -23,7 +23,7 @@ SETS = [[], [(1, 0, "END")], [(0, 1, "S2")], [(0, 1, "S1"), (1, 3, "END")], [(1,
         CIRCUIT, [(2, 1, "S1"), (1, 3, "END")], [(0, 0, "S2")]]  # fmt: skip
 
 
-def prompts(side="right", seed=0):
+def prompts(side: Side = "right", seed=0):
     rng = torch.Generator().manual_seed(seed)
     rows = [torch.randint(2, 61, (length,), generator=rng).tolist() for length in LENGTHS]
     return TokenBatch.of(rows, side=side)
@@ -39,7 +39,7 @@ def masks(model, batch, nodes, side="right"):
     return head_masks(model, batch, [(layer, head, where[name][:, None]) for layer, head, name in nodes])
 
 
-def means_of(model, side="right"):
+def means_of(model, side: Side = "right"):
     batch = [prompts(side, seed) for seed in (1, 2)]
     together = TokenBatch(*(torch.cat([getattr(b, part) for b in batch]) for part in ("tokens", "mask")))
     return reference_means(model, together, GROUPS.repeat(2))
