@@ -118,7 +118,8 @@ def _answer(
     analysis = import_module(specs["analysis"].module)
     parts = shards.shard_configs(config)
     if not parts:
-        return analysis.run(subject(), data, record, config.directory, specs["analysis"])
+        asked = _asked(config, specs, subject(), data)
+        return analysis.run(subject(), data, record, config.directory, asked)
     since = shards.asked_for(config)
     found = [
         shards.finished(part, since) or _compute_shard(part, specs, lambda: (subject(), data))
@@ -142,9 +143,22 @@ def _compute_shard(
                 subject, data = load()
                 analysis = import_module(specs["analysis"].module)
                 part = shards.part_of(config)
-                result = analysis.run_part(subject, data, directory.path, specs["analysis"], part)
+                asked = _asked(config, specs, subject, data)
+                result = analysis.run_part(subject, data, directory.path, asked, part)
             results.save(directory.path, result)
     return results.load(directory.path)
+
+
+def _asked(config: Config, specs: Mapping[str, Any], subject: Any, data: Any) -> Any:
+    """The question in terms of this model; what names in it stand for is noted, and said under figures."""
+    asked, named = specs["analysis"].for_subject(subject, data)
+    if named:
+        directory = RunDirectory(config.directory)
+        facts = directory.provenance().get("facts", {})
+        words = "; ".join(f"{name}: {meaning}" for name, meaning in named.items())
+        note = " ".join(part for part in (str(facts.get("note") or ""), f"Here {words}.") if part)
+        directory.note(names=named, facts={**facts, "note": note} if facts.get("note") else facts)
+    return asked
 
 
 def _shown_in(directory: RunDirectory) -> Callable[[progress.Progress], None]:

@@ -116,6 +116,7 @@ def parse(values: Mapping[str, Any]) -> dict[str, Any]:
     for key, place in {**GROUPS, **MAPPINGS}.items():
         part = values.get(key)
         parsed[key] = None if part is None else _one(place, _mapping(values, key, ""), key)
+    _check_together(parsed["analysis"], parsed["model"])
     if parsed["data"] is not None:
         parsed["data"] = parsed["data"].for_model(parsed["model"])
     for key, place in LISTS.items():
@@ -139,6 +140,18 @@ def parse(values: Mapping[str, Any]) -> dict[str, Any]:
         _check_condition(values, dump(condition), parsed["seed"], f"conditions.{name}")
     parsed["shards"] = _shards(values, parsed)
     return parsed
+
+
+def _check_together(analysis: Any, model: Any) -> None:
+    """Refuse a question that cannot be asked of this kind of model."""
+    if analysis is None or model is None or model.kind in analysis.models:
+        return
+    choices = {"hf": "hf model.path=NAME_OR_FOLDER", "organism": "ioi_organism"}
+    valid = ", ".join(f"model={choices.get(kind, kind)}" for kind in analysis.models)
+    raise UserError(
+        f"analysis {analysis.kind} cannot be asked of model.kind={model.kind}. Choose e.g. {valid},"
+        " or another analysis"
+    )
 
 
 def condition_values(values: Mapping[str, Any], condition: Mapping[str, Any]) -> dict[str, Any]:

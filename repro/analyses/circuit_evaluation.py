@@ -172,7 +172,9 @@ def _random(both: _Both, spec: CircuitEvaluation) -> Result:
     if count > 1:
         means = [values.mean(-1).numpy() for values in (inside, outside)]
         varied = min(values.std() for values in means) > 0
-        result.scalars["random.correlation"] = float(np.corrcoef(np.stack(means))[0, 1]) if varied else float("nan")
+        result.scalars["random.correlation"] = (
+            float(np.corrcoef(np.stack(means))[0, 1]) if varied else float("nan")
+        )
     return result
 
 

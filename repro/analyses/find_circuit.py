@@ -12,7 +12,8 @@ from torch import Tensor
 from repro.analyses import lm_inputs as lm
 from repro.analyses.circuit_search import FOUND, Searched, chosen, search
 from repro.analyses.circuits import Circuit, Node, means_of, node_masks, per_prompt
-from repro.analyses.lm_circuit_specs import LOGITS, FindCircuit, Step
+from repro.analyses.circuit_specs import LOGITS, Step
+from repro.analyses.lm_circuit_specs import FindCircuit
 from repro.data.token_pairs import PromptPairs
 from repro.interventions.knockout_sets import KnockoutSets
 from repro.interventions.lm_edits import At, Read

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from repro.analyses import lm_inputs as lm
-from repro.analyses.lm_measure_specs import UNTOUCHED, Knockouts, split_node
+from repro.analyses.head_specs import split_node
+from repro.analyses.lm_measure_specs import UNTOUCHED, Knockouts
 from repro.data.token_batch import TokenBatch
 from repro.data.token_pairs import PromptPairs
 from repro.errors import UserError

@@ -6,68 +6,22 @@ pass: it changes memory and speed, and no number beyond rounding.
 
 from __future__ import annotations
 
-import re
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BeforeValidator, Field, PositiveInt, model_validator
 
-from repro.analyses.base_specs import Analysis
+from repro.analyses.circuit_specs import LmAnalysis
+from repro.analyses.head_specs import LmHead, Name, Natural, Node
 from repro.specs import Spec
 
-Natural = Annotated[int, Field(ge=0)]
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.:+=-]*$")]
 UNTOUCHED = "untouched"
 Which = Literal["clean", "corrupt"]
 Norm = Literal["frozen", "folded", "ignored"]
 STREAM = ("resid_pre", "resid_post", "attn_out", "mlp_out")
 HEADS = ("z", "q", "k", "v", "pattern")
-_HEAD = re.compile(r"L?(\d+)[.:H](\d+)", re.IGNORECASE)
-_NODE = re.compile(r"(?:mlp(?P<mlp>\d+)|(?P<layer>\d+)[.:](?P<head>\d+|\*))(?:@(?P<position>\S+))?")
 
 
-def parse_head(written: Any) -> str:
-    """The one spelling "layer.head". Raises `ValueError` naming the valid spellings."""
-    if isinstance(written, list | tuple) and len(written) == 2:
-        written = f"{written[0]}.{written[1]}"
-    match = _HEAD.fullmatch(written.strip()) if isinstance(written, str) else None
-    if match is None:
-        why = "; without quotes YAML reads 10.10 as the number 10.1" if isinstance(written, float) else ""
-        raise ValueError(f'expected a head as "layer.head" in quotes, such as "9.9"{why}')
-    return f"{int(match[1])}.{int(match[2])}"
-
-
-def split_head(head: str) -> tuple[int, int]:
-    """(layer, head) of a head in its one spelling."""
-    layer, index = head.split(".")
-    return int(layer), int(index)
-
-
-def parse_node(written: Any) -> str:
-    """A node in its one spelling: "9.9@END", "9.9" (all positions), "9.*" (all heads), "mlp0", "mlp0@END".
-
-    Raises `ValueError` naming the valid spellings.
-    """
-    match = _NODE.fullmatch(written.strip()) if isinstance(written, str) else None
-    if match is None:
-        raise ValueError('expected "layer.head", "layer.*" or "mlpLAYER", each with or without "@POSITION"')
-    what = f"mlp{int(match['mlp'])}" if match["mlp"] else f"{int(match['layer'])}.{match['head']}"
-    return what + (f"@{match['position']}" if match["position"] else "")
-
-
-def split_node(node: str) -> tuple[int, int | str | None, str | None]:
-    """(layer, head, position) of a node: head None for an MLP, "*" for all heads; position None for all."""
-    what, _, position = node.partition("@")
-    if what.startswith("mlp"):
-        return int(what[3:]), None, position or None
-    layer, head = what.split(".")
-    return int(layer), head if head == "*" else int(head), position or None
-
-
-LmHead = Annotated[str, BeforeValidator(parse_head)]
-Node = Annotated[str, BeforeValidator(parse_node)]
-
-
-class LogitDifference(Analysis):
+class LogitDifference(LmAnalysis):
     """How well the answer is told from the wrong token, and where heads look from the last token.
 
     which: the clean or the corrupt prompts. queries, keys: positions between which attention is measured;
@@ -84,7 +38,7 @@ class LogitDifference(Analysis):
     batch: PositiveInt = 64
 
 
-class ActivationPatching(Analysis):
+class ActivationPatching(LmAnalysis):
     """Put activations of the other prompts into a run, one place at a time, and recompute all that follows.
 
     direction: noising puts corrupt activations into the clean run, denoising clean ones into the corrupt
@@ -103,7 +57,7 @@ class ActivationPatching(Analysis):
     batch: PositiveInt = 64
 
 
-class LogitAttribution(Analysis):
+class LogitAttribution(LmAnalysis):
     """What each part writes along answer minus wrong at END, directly.
 
     norm: what stands for the final norm. frozen: its scale as it was in the run, so that all parts sum to
@@ -117,7 +71,7 @@ class LogitAttribution(Analysis):
     batch: PositiveInt = 64
 
 
-class AttentionWriting(Analysis):
+class AttentionWriting(LmAnalysis):
     """Attention of heads to a name against what they write along that name, prompt by prompt.
 
     names: label -> positions whose attention is summed; the name is the token at the first of them.
@@ -147,7 +101,7 @@ def _set(given: Any) -> Any:
     return {"nodes": given} if isinstance(given, list) else given
 
 
-class Knockouts(Analysis):
+class Knockouts(LmAnalysis):
     """Replace heads and MLPs by their mean over reference prompts of the same template, or by zero.
 
     value: mean (by template and position) or zero. per_template: reference prompts drawn for each template,
@@ -178,7 +132,7 @@ class Knockouts(Analysis):
         return self
 
 
-class AttentionPatterns(Analysis):
+class AttentionPatterns(LmAnalysis):
     """Attention between named positions, plain and times the norm of the value at the key; whole patterns.
 
     heads: null is all. panels: prompts (from 0) whose whole patterns are kept, with their tokens.
@@ -194,7 +148,7 @@ class AttentionPatterns(Analysis):
     batch: PositiveInt = 64
 
 
-class CopyScores(Analysis):
+class CopyScores(LmAnalysis):
     """Share of names that a head's OV circuit puts among the `top` tokens, or the negative of it does.
 
     positions: of the names; null: those of IO, S1, S2 that the data has. heads: null is all.
@@ -208,7 +162,7 @@ class CopyScores(Analysis):
     batch: PositiveInt = 64
 
 
-class RandomTokenScores(Analysis):
+class RandomTokenScores(LmAnalysis):
     """Previous-token, duplicate-token, induction and copying scores of heads on repeated random tokens.
 
     norm: how what a head writes is read along the next token (see logit_attribution).

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from repro.analyses import lm_inputs as lm
-from repro.analyses.lm_measure_specs import LogitDifference, split_head
+from repro.analyses.head_specs import split_head
+from repro.analyses.lm_measure_specs import LogitDifference
 from repro.data.token_batch import TokenBatch
 from repro.data.token_pairs import PromptPairs
 from repro.interventions.lm_edits import At, Read

@@ -6,8 +6,8 @@ from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, PositiveInt, model_validator
 
-from repro.analyses.base_specs import Analysis
-from repro.analyses.lm_measure_specs import LmHead
+from repro.analyses.circuit_specs import LmAnalysis
+from repro.analyses.head_specs import LmHead
 from repro.errors import UserError
 from repro.specs import Spec
 
@@ -27,7 +27,7 @@ class Feed(Spec):
     chain: list[str] | None = None
 
 
-class MovingPieces(Analysis):
+class MovingPieces(LmAnalysis):
     """What the model says, and where heads look, when chosen heads are fed from other prompts.
 
     pieces: name -> feeds, all made at once; what follows them is recomputed. watch: heads whose attention

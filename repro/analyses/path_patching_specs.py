@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BeforeValidator, Field, PositiveInt, model_validator
 
-from repro.analyses.base_specs import Analysis, Of
+from repro.analyses.base_specs import Of
+from repro.analyses.circuit_specs import LmAnalysis
+from repro.analyses.head_specs import is_class
 from repro.interventions.path_patching_nodes import check_order, parse_receiver, parse_sender
 from repro.specs import Spec
 
@@ -14,11 +17,19 @@ Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.:+=-]*$")]
 
 
 def _receivers(value: Any) -> Any:
-    return [str(parse_receiver(one, "analysis.receivers")) for one in value] if _listed(value) else value
+    if not _listed(value):
+        return value
+    return [one if is_class(one) else str(parse_receiver(one, "analysis.receivers")) for one in value]
 
 
 def _senders(value: Any) -> Any:
-    return [str(parse_sender(one, "analysis.groups")) for one in value] if _listed(value) else value
+    if not _listed(value):
+        return value
+    return [one if _stands_for_heads(one) else str(parse_sender(one, "analysis.groups")) for one in value]
+
+
+def _stands_for_heads(one: Any) -> bool:
+    return is_class(one) or (isinstance(one, str) and re.fullmatch(r"\d+\.\*", one) is not None)
 
 
 def _listed(value: Any) -> bool:
@@ -29,7 +40,7 @@ Receivers = Annotated[list[str], BeforeValidator(_receivers), Field(min_length=1
 Group = Annotated[list[str], BeforeValidator(_senders), Field(min_length=1)]
 
 
-class _Patching(Analysis):
+class _Patching(LmAnalysis):
     """positions: where receivers receive that do not say so themselves (9.9.q@END), a name or `all`.
 
     mlps: whether MLPs on the way carry a change on. downstream: whether everything after the last receivers
@@ -74,8 +85,13 @@ class PathPatching(_Patching):
     def _reachable(self) -> Self:
         if self.receivers == "logits" and self.then:
             raise ValueError("then: nothing comes after the logits. Give receivers=[9.9.q,...] first")
-        stages = [[parse_receiver(one) for one in stage] for stage in self.stages]
-        check_order([[parse_sender(one) for one in group] for group in self.groups.values()], stages)
+        stages = [[parse_receiver(one) for one in stage if not is_class(one)] for stage in self.stages]
+        groups = [
+            [parse_sender(one) for one in group if not _stands_for_heads(one)]
+            for group in self.groups.values()
+        ]
+        # What classes stand for is known when the model is: then the spec is made, and checked, once more.
+        check_order([group for group in groups if group], [stage for stage in stages if stage])
         return self
 
 

@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, PositiveInt
 
-from repro.analyses.base_specs import Analysis
+from repro.analyses.circuit_specs import LmAnalysis
 from repro.specs import Spec
 
 Natural = Annotated[int, Field(ge=0)]
@@ -41,7 +41,7 @@ class HypothesisSpec(Spec):
     children: dict[NodeName, Claimed] = {}
 
 
-class CausalScrubbing(Analysis):
+class CausalScrubbing(LmAnalysis):
     """How much of the behaviour is left if only what a hypothesis calls important is kept.
 
     hypotheses: by name. samples: reference prompts drawn with replacement. seed: of all draws.

@@ -1,0 +1,88 @@
+"""Class names, where an analysis is told heads, become the heads that they stand for on this model."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from repro.analyses import circuit_search
+from repro.analyses import lm_inputs as lm
+from repro.analyses.circuit_specs import LmAnalysis
+from repro.analyses.circuits import Circuit
+from repro.analyses.head_specs import CLASS, is_class
+from repro.analyses.lm_circuit_specs import FindCircuit
+from repro.errors import UserError
+from repro.models.language_model import LanguageModel
+
+Spec = TypeVar("Spec", bound=LmAnalysis)
+_LAYER = re.compile(r"(\d+)\.\*((?:@\S+)?)")
+
+
+def in_heads(spec: Spec, subject: Any, data: Any) -> tuple[Spec, dict[str, str]]:
+    """The spec with heads for class:NAME and "layer.*", and what each class name stands for.
+
+    On a model without a published circuit the classes are searched for, each with its strongest head at
+    least. Raises `UserError` for unknown classes.
+    """
+    plain = spec.model_dump()
+    asked = {key: value for key, value in plain.items() if key not in LmAnalysis.model_fields}
+    if not _mentions(asked):
+        return spec, {}
+    model = lm.model_of(subject)
+    circuit = _circuit(spec, model, data) if _mentions(asked, classes_only=True) else None
+    replaced = {key: _walk(value, circuit, model, f"analysis.{key}") for key, value in asked.items()}
+    named = {} if circuit is None else {name: _words(nodes) for name, nodes in circuit.classes.items()}
+    return type(spec).parse({**plain, **replaced}, "analysis"), named
+
+
+def _circuit(spec: LmAnalysis, model: LanguageModel, data: Any) -> Circuit:
+    search = spec.search.model_copy(update={"at_least": max(spec.search.at_least, 1)})
+    asked = FindCircuit(
+        circuit=spec.circuit, published=spec.published, circuit_of=spec.circuit_of, search=search
+    )
+    return circuit_search.resolve(model, data, lm.pairs_of(model, data), asked)
+
+
+def _words(nodes: Any) -> str:
+    return ", ".join(node.written for node in nodes)
+
+
+def _mentions(value: Any, classes_only: bool = False) -> bool:
+    if isinstance(value, Mapping):
+        return any(_mentions(item, classes_only) for item in value.values())
+    if isinstance(value, list | tuple):
+        return any(_mentions(item, classes_only) for item in value)
+    wild = isinstance(value, str) and _LAYER.fullmatch(value) is not None and not classes_only
+    return is_class(value) or wild
+
+
+def _walk(value: Any, circuit: Circuit | None, model: LanguageModel, where: str, kv: bool = False) -> Any:
+    if isinstance(value, Mapping):
+        shared = value.get("site") in ("k", "v")  # these count key/value heads
+        return {key: _walk(item, circuit, model, f"{where}.{key}", shared) for key, item in value.items()}
+    if not isinstance(value, list | tuple):
+        return value
+    expanded: list[Any] = []
+    for item in value:
+        expanded += _members(item, circuit, model, kv) if isinstance(item, str) else [
+            _walk(item, circuit, model, where, kv)
+        ]  # fmt: skip
+    if value and not expanded:
+        names = ", ".join(circuit.classes) if circuit else "none"
+        raise UserError(f"{where}: {', '.join(map(str, value))} stands for no head here. Classes: {names}")
+    return list(dict.fromkeys(expanded)) if all(isinstance(item, str) for item in expanded) else expanded
+
+
+def _members(item: str, circuit: Circuit | None, model: LanguageModel, kv: bool) -> list[str]:
+    layer = _LAYER.fullmatch(item)
+    if layer is not None:
+        return [f"{layer[1]}.{head}{layer[2]}" for head in range(model.heads)]
+    match = CLASS.fullmatch(item.strip())
+    if match is None or circuit is None:
+        return [item]
+    name, rest = match["name"], match["rest"]
+    if name not in circuit.classes and circuit.source == circuit_search.FOUND:
+        return []  # the search on this model has no such class, or found no head for it
+    share = model.heads // model.kv_heads if kv or rest.startswith((".k", ".v")) else 1
+    return [f"{node.layer}.{node.head // share}{rest}" for node in circuit[name]]
