@@ -7,6 +7,8 @@ says which name it is, so without these heads the logits of all names are equal.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import transformers
 
@@ -33,7 +35,7 @@ def model(against: float = 0.0) -> LanguageModel:
     with torch.no_grad():
         for parameter in hf.parameters():
             parameter.zero_()
-        stem = hf.transformer
+        stem: Any = hf.transformer
         stem.wte.weight[:NAMES, :NAMES] = torch.eye(NAMES, dtype=torch.float64)
         for column in range(LENGTH):
             stem.wpe.weight[column, NAMES + column] = 3.0

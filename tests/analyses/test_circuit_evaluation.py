@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from repro.analyses import lm_inputs as lm
+from repro.analyses.circuit_specs import HeadClass
 from repro.analyses.greedy_sets import greedy
-from repro.analyses.lm_circuit_specs import CircuitEvaluation, Greedy, HeadClass
+from repro.analyses.lm_circuit_specs import CircuitEvaluation, Greedy
 from repro.errors import UserError
 from repro.interventions.lm_edits import At, Replace
 from repro.interventions.lm_run import run

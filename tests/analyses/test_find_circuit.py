@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from repro.analyses.circuit_search import resolve, search
+from repro.analyses.circuit_specs import HeadClass, Search, Shape, Step
 from repro.analyses.circuits import Circuit, Node
-from repro.analyses.lm_circuit_specs import FindCircuit, HeadClass, Search, Shape, Step
+from repro.analyses.lm_circuit_specs import FindCircuit
 from repro.errors import UserError
 from repro.interventions.path_patching_definition import Definition
 from repro.interventions.path_patching_nodes import Sender
