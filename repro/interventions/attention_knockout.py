@@ -69,7 +69,7 @@ class Clean:
 
 
 def probability(logits: Float[Tensor, "N V"], answer: Int[Tensor, " N"]) -> Float[Tensor, " N"]:
-    """Softmax probability of a token in each row, in float64; formed from differences to the largest logit."""
+    """Softmax probability of a token in each row, in float64, of differences to the largest logit."""
     logits = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
     shifted = logits - logits.amax(-1, keepdim=True)
     answer = answer.to(logits.device)[:, None]
@@ -128,7 +128,7 @@ def _seen(layer: Layer, clean: Clean) -> Bool[Tensor, "B T"]:
 
 @dataclass(frozen=True)
 class _Token:
-    """The last position of one window: it joins at a layer, clean or as another token, and is cut until `stop`.
+    """The last position of one window. It joins at a layer, clean or as another token; cut until `stop`.
 
     source: place of the token whose state it takes over; None: the clean run's.
     """
@@ -140,7 +140,7 @@ class _Token:
 
 
 def _plan(distinct: Sequence[tuple[int, int]]) -> list[_Token]:
-    """Tokens in the order in which they join. Of windows with one start, the longest is the others' source."""
+    """Tokens in the order in which they join. Of windows with one start the longest is others' source."""
     longest = {start: max(stop for first, stop in distinct if first == start) for start, _ in distinct}
     joined = sorted(
         (start if stop == longest[start] else stop, start, stop, place)
@@ -205,8 +205,8 @@ def _attend(
 ) -> Tensor:  # fmt: skip
     """z [B, C, H, D] of cells with queries, and own keys and values, [B, C, .., D].
 
-    The keys of a cell are the clean ones of all earlier columns, and its own as one more. seen: columns [B, T]
-    that the last position attends to; removed: what each cell may not, [B, C, T].
+    The keys of a cell are the clean ones of all earlier columns, and its own as one more. seen: columns
+    [B, T] that the last position attends to; removed: what each cell may not, [B, C, T].
     """
     rows, cells = q.shape[:2]
     clean_k, clean_v = (part[layer.index].to(q.device) for part in (clean.k, clean.v))
