@@ -94,7 +94,7 @@ def common_arrays(asked: Asked) -> dict[str, NamedArray]:
     number: place in the data. answer: token. base: probability of the answer. agrees: see `Asked`.
     subject_columns: first and last token of the subject, and the last token of the prompt.
     """
-    prompts, facts = {"prompt": len(asked)}, asked.facts
+    facts, prompts = asked.facts, dict[str, Any](prompt=len(asked))
     columns = torch.stack([facts.first, facts.last, facts.end], dim=1).numpy()
     return {
         "number": NamedArray(facts.number.numpy(), prompts),

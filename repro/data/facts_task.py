@@ -17,6 +17,7 @@ class FactSentences:
     """See `FactsTask`. Only the attribute, the last token, is predicted."""
 
     def __init__(self, spec: FactsTask) -> None:
+        self._most = spec.probe_sentences
         self.world = FactWorld(spec.subjects, spec.world_seed, spec.withheld_share)
         self.vocabulary = self.world.tokenizer.words
         self.start: str | None = START
@@ -30,8 +31,13 @@ class FactSentences:
         return Scored(tokens[rows], scored[rows])
 
     def probes(self) -> dict[str, Scored]:
-        """recall: all trained sentences. withheld: facts in the template in which they never were trained."""
-        return {"recall": self._trained, "withheld": self._scored(self.world.prompts("withheld"))}
+        """recall: trained sentences. withheld: facts in the template in which they were never trained."""
+        return {name: self._probe(which) for name, which in (("recall", "trained"), ("withheld", "withheld"))}
+
+    def _probe(self, templates: str) -> Scored:
+        every = self.world.prompts(templates)
+        rows = generator("facts probes", len(every)).permutation(len(every))[: self._most]
+        return self._scored([every[i] for i in sorted(rows.tolist())])
 
     @cached_property
     def _trained(self) -> Scored:

@@ -94,7 +94,7 @@ class FactsTask(Task):
     """Sentences that end in an attribute of a subject: four relations, two templates each.
 
     Only the attribute is predicted. withheld_share: of the facts, those that training never says in their
-    second template. The same keys and values as of data=facts_toy.
+    second template. The same keys and values as of data=facts_toy. probe_sentences: at most so many a probe.
     """
 
     module: ClassVar[str] = "repro.data.facts_task"
@@ -103,6 +103,7 @@ class FactsTask(Task):
     subjects: Annotated[int, Field(ge=1, le=2000)] = 200
     world_seed: Natural = 0
     withheld_share: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    probe_sentences: Positive = 400
 
     @property
     def longest(self) -> int:
