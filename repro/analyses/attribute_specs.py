@@ -1,7 +1,8 @@
 """What analyses of attributes can be told: extraction, early states, attributes rate, weights as tokens.
 
-Imports no PyTorch. Source of the defaults: Geva et al. 2023, arXiv 2304.14767, and its released code. `batch` is
-always the number of prompts in one forward pass: it changes memory and speed, and no number beyond rounding.
+Imports no PyTorch. Source of the defaults: Geva et al. 2023, arXiv 2304.14767, and its released code. `batch`
+is always the number of prompts in one forward pass: it changes memory and speed, and no number beyond
+rounding.
 """
 
 from __future__ import annotations
@@ -109,10 +110,10 @@ class AttributesRate(_Rate):
 class SublayerKnockout(_Rate):
     """The attributes rate at the last subject position when MLPs or attention of some layers add nothing.
 
-    layer: block after which the state is read. width: how many layers from each start on; inclusive: one more,
-    as the released code has it. knockout: released (attention: uniform over what a position may see, MLP:
-    hidden units zero so that its bias stays, both everywhere), zero_subject_last (outputs zero at the last
-    subject position) or zero_all (everywhere). early: starts up to this one are early.
+    layer: block after which the state is read. width: how many layers from each start on; inclusive: one
+    more, as the released code has it. knockout: released (attention: uniform over what a position may see,
+    MLP: hidden units zero so that its bias stays, both everywhere), zero_subject_last (outputs zero at the
+    last subject position) or zero_all (everywhere). early: starts up to this one are early.
     """
 
     module: ClassVar[str] = "repro.analyses.sublayer_knockout"
@@ -132,8 +133,8 @@ class VocabularyWeights(_OfPrompts):
     """Weights read as tokens: what heads promote for the subject's token, and which MLP units write most.
 
     cuts: ranks below which an answer counts as mapped to by a head; cut: the one that is reported. words:
-    tokens whose own rows of W_VO and W_QK are written out, for `heads` (null: all). units: strongest MLP units
-    of each prompt of `examples`, at the last subject position, with their `top` tokens.
+    tokens whose own rows of W_VO and W_QK are written out, for `heads` (null: all). units: strongest MLP
+    units of each prompt of `examples`, at the last subject position, with their `top` tokens.
     """
 
     module: ClassVar[str] = "repro.analyses.vocabulary_weights"

