@@ -54,7 +54,8 @@ def run(subject: Any, data: Any, record: Any, directory: Path | None, spec: Circ
         naive.check(model, pairs)
     result = Result({}, {}, {"reference": reference, "circuit": _words(circuit)})
     whole = Scores(model, pairs, None, means, spec.batch)
-    with progress(_work(circuit, naive, spec) * len(pairs), "knocking out", "prompts") as bar:
+    most = _work(circuit, naive, spec) * len(pairs)
+    with progress(most, "knocking out", "prompts") as bar:
         for prefix, one, candidates in (
             ("", circuit, spec.greedy.candidates), ("naive.", naive, spec.naive_candidates),
         ):  # fmt: skip
@@ -69,6 +70,7 @@ def run(subject: Any, data: Any, record: Any, directory: Path | None, spec: Circ
             result.scalars.update({prefix + name: value for name, value in part.scalars.items()})
             result.arrays.update({prefix + name: array for name, array in part.arrays.items()})
             result.notes.update({prefix + name: text for name, text in part.notes.items()})
+        bar.set(most)
     return result
 
 
@@ -258,7 +260,7 @@ def _words(circuit: Circuit) -> str:
 
 
 def _work(circuit: Circuit, naive: Circuit | None, spec: CircuitEvaluation) -> int:
-    """How many (set, subject) are asked for."""
+    """How many (set, subject) are asked for at most; a greedy run may have fewer candidates left."""
     count = 2 * (len(circuit.nodes) + 1)
     for one, candidates in ((circuit, spec.greedy.candidates), (naive, spec.naive_candidates)):
         if one is not None:

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from repro.analyses import lm_inputs as lm
 from repro.analyses.circuit_search import FOUND, Searched, chosen, search
-from repro.analyses.circuits import Circuit, Node, means_of, node_masks, per_prompt
 from repro.analyses.circuit_specs import LOGITS, Step
+from repro.analyses.circuits import Circuit, Node, means_of, node_masks, per_prompt
 from repro.analyses.lm_circuit_specs import FindCircuit
 from repro.data.token_pairs import PromptPairs
 from repro.interventions.knockout_sets import KnockoutSets
@@ -32,8 +32,9 @@ def run(subject: Any, data: Any, record: Any, directory: Path | None, spec: Find
     node.percent [node]; node.attention [node, key] from the node's position, clean prompts; edge.percent
     [node, receiver], NaN where no step measures it; node.knockout and class.knockout, changes of the mean
     (logits); class.knockout_percent; class.per_prompt [class, prompt], logit differences; class.predicted,
-    the sign of the effect, and class.verified [class], NaN for classes without a step. Scalars:
-    logit_difference.mean, .sd, .se; heads, classes; verified.share of the classes that can be; CLASS.heads,
+    the sign of the effect, class.verified [class] and node.verified [node] (each head knocked out alone), NaN
+    for classes without a step. Scalars: logit_difference.mean, .sd, .se; heads, classes; verified.share of
+    the classes that can be, verified.heads (nodes that are, alone); CLASS.heads,
     CLASS.percent (knockout), CLASS.verified; for a circuit that was not found here, agreement.CLASS: share
     of its heads among as many strongest ones of its step.
     """
@@ -54,6 +55,7 @@ def run(subject: Any, data: Any, record: Any, directory: Path | None, spec: Find
     _add_steps(result, found, steps)
     _add_nodes(result, found, steps, alone - base.mean())
     _add_classes(result, found, steps, base, together, spec)
+    _add_verified_nodes(result, found, base, alone, spec)
     keys = lm.named_positions(pairs, spec.attention_keys, "analysis.attention_keys")
     if keys:
         attention = _attention(model, pairs, circuit.nodes, keys, spec.batch)
@@ -161,3 +163,22 @@ def _add_classes(
             width = found.steps[name].share.shape[1]
             hits = sum(node.layer * width + node.head in top for node in nodes)
             result.scalars[f"agreement.{name}"] = hits / len(nodes)
+
+
+def _add_verified_nodes(
+    result: Result, found: Searched, base: Tensor, alone: Tensor, spec: FindCircuit
+) -> None:  # fmt: skip
+    """Heads that carry their effect on their own: alone: mean logit differences without each node."""
+    signs = {step.name: float(step.sign) for step in spec.search.steps if step.name in found.steps}
+    nodes = found.circuit.nodes
+    predicted = torch.tensor([signs.get(found.circuit.class_of(node), float("nan")) for node in nodes])
+    share = (alone - base.mean()) / base.mean().abs()
+    verified = (predicted * share >= spec.search.verified_share).double()
+    verified = torch.where(predicted.isnan(), predicted.double(), verified)
+    result.arrays["node.verified"] = lm.array(verified, {"node": [str(node) for node in nodes]})
+    result.scalars["verified.heads"] = float(verified.nansum())
+    words = [f"{node} ({100 * float(share[i]):+.0f}%)" for i, node in enumerate(nodes) if verified[i] == 1]
+    least = f"at least {100 * spec.search.verified_share:g}% in the direction its effect says"
+    result.notes["verified"] = f"knocked out alone, moves the logit difference by {least}: " + (
+        ", ".join(words) or "none"
+    )

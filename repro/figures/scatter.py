@@ -121,13 +121,17 @@ def _name_points(place: Axes, x: Stack, y: Stack) -> None:
     points = np.stack([x.values[0], y.values[0]], axis=1)
     near = 0.06 * np.nanmax(np.ptp(points[np.isfinite(points).all(axis=1)], axis=0, keepdims=True), axis=0)
     named: list[np.ndarray] = []
+    low, high = np.nanmin(points[:, 0]), np.nanmax(points[:, 0])
     for name, point in zip(next(iter(x.labels.values())), points, strict=True):
         if not np.isfinite(point).all():
             continue
         crowded = any((np.abs(point - other) < near).all() for other in named)
+        # A long name to the right of a point at the right edge would take its room from the axes.
+        outside = len(str(name)) > 6 and point[0] > low + 0.6 * (high - low)
+        left = crowded or outside
         place.annotate(
-            str(name), tuple(point), xytext=(-4, -3) if crowded else (4, 3), textcoords="offset points",
-            ha="right" if crowded else "left", va="top" if crowded else "bottom", fontsize=7,
+            str(name), tuple(point), xytext=(-4 if left else 4, -3 if crowded else 3), fontsize=7,
+            textcoords="offset points", ha="right" if left else "left", va="top" if crowded else "bottom",
             color=style.GREY,
         )  # fmt: skip
         named.append(point)

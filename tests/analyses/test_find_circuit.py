@@ -51,6 +51,8 @@ def test_a_head_that_writes_against_the_answer_is_of_the_negative_class():
     change = found.arrays["class.knockout"].values
     assert change[0] < 0 < change[1]
     np.testing.assert_allclose(change, found.arrays["node.knockout"].values)
+    assert found.arrays["node.verified"].values.tolist() == [1, 1] and found.scalars["verified.heads"] == 2
+    assert found.notes["verified"].endswith("0.1@END (-133%), 1.0@END (+27%)")
 
 
 def test_a_class_whose_knockout_does_too_little_is_not_verified():
