@@ -15,6 +15,7 @@ KNOWN_URL = "https://rome.baulab.info/data/dsets/known_1000.json"
 # are not compared, since copies differ in further fields and in layout.
 KNOWN_CONTENT = "a3baa028ff9cec53a34e59821390458b4acf0e324635dc219b1fa0fc4848b142"
 COUNTERFACT_URL = "https://rome.baulab.info/data/dsets/counterfact.json"
+KNOWN_RECORDS = 1209
 Share = Annotated[float, Field(gt=0, lt=1)]
 
 
@@ -33,6 +34,11 @@ class Facts(Data):
     bos: bool | None = None
     ranges: Literal["offsets", "released"] = "offsets"
     keep: Literal["all", "known"] = "all"
+
+    @property
+    def prompts(self) -> int | None:
+        """How many there are, known from the config alone; None if only the file tells."""
+        return self.n
 
     def for_model(self, model: Any) -> Data:
         """A model trained on the small world of facts knows its words alone: as many prompts of it."""
@@ -60,6 +66,10 @@ class Known1000(Facts):
     sha256: str = KNOWN_CONTENT
     accept_checksum: str | None = None
     cache: str | None = None
+
+    @property
+    def prompts(self) -> int | None:
+        return self.n if self.path else min(self.n or KNOWN_RECORDS, KNOWN_RECORDS)
 
     def fingerprint(self) -> dict[str, Any]:
         content = sha256_of(self.path) if self.path else self.accept_checksum or self.sha256
