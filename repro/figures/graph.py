@@ -129,8 +129,9 @@ def draw_panel(
         middle = (min(senders) + max(senders)) / 2
         ends[name] = (middle - 1, middle + 1, top + 1.2)
         place.text(middle, top + 1.25, name, fontweight="bold", ha="center", va="bottom")
-    for index, box in enumerate(found):
-        _draw_box(place, box, style.colour(index))
+    order = list(dict.fromkeys(group for _, group in arrows))  # a class keeps its colour, wherever its box is
+    for box in found:
+        _draw_box(place, box, style.colour(order.index(box.name) if box.name in order else len(order)))
     for group, (left, right, height) in ends.items():
         # Arrows into one box end beside each other, in the order of where they come from.
         into = sorted((edge for edge in drawn if edge[1] == group), key=lambda edge: nodes[edge[0]])
