@@ -141,10 +141,10 @@ def tokenise(facts: Sequence[Fact], tokenizer: Any, bos: bool | None, ranges: st
                 f" on after it: {fact.prompt or list(ids)!r}"
             )
     rows, starts, firsts, lasts = zip(*encoded, strict=True)
+    said = [attribute_token(fact, row, tokenizer, bos) for fact, row in zip(facts, rows, strict=True)]
     return FactBatch(
         TokenBatch.of(rows), torch.tensor(starts), torch.tensor(firsts), torch.tensor(lasts),
-        torch.tensor([_attribute(fact, row, tokenizer, bos) for fact, row in zip(facts, rows, strict=True)]),
-        torch.arange(len(facts)), tuple(facts),
+        torch.tensor(said), torch.arange(len(facts)), tuple(facts),
     )  # fmt: skip
 
 
@@ -224,7 +224,7 @@ def _released(fact: Fact, ids: Sequence[int], tokenizer: Any) -> tuple[int, int]
     raise AssertionError("the subject was found and then was not")
 
 
-def _attribute(fact: Fact, row: Sequence[int], tokenizer: Any, bos: bool | None) -> int:
+def attribute_token(fact: Fact, row: Sequence[int], tokenizer: Any, bos: bool | None) -> int:
     """The token behind the prompt when a blank and the attribute follow; -1 if unknown."""
     if fact.attribute is None or fact.prompt is None or tokenizer is None or fact.tokens is not None:
         return -1
