@@ -14,12 +14,13 @@ from typing import Any
 
 from repro import aggregation, claims, planned, progress, results, root_specs, shards, tracking
 from repro.config import CONFIG_JSON, Config
-from repro.errors import UserError
+from repro.errors import NotApplicable, UserError
 from repro.hardware import Hardware, cpu_share
 from repro.recorder import Recorder, Silent
 from repro.results import Result, write_atomic
 from repro.run_directory import RunDirectory, follow_progress
 
+NOT_APPLICABLE = "not_applicable"  # note of a result without numbers, and why
 PAPERS = Path(__file__).resolve().parent.parent / "papers"
 
 
@@ -98,7 +99,7 @@ def draw(
     """Draw the experiment's figures from one result a seed; the PNG files."""
     specs = root_specs.parse(config.values)["figures"]
     folder = (directory or config.directory) / "figures"
-    if not specs:
+    if not specs or any(NOT_APPLICABLE in result.notes for result in together):
         return []
     from repro.figures.draw import draw_all  # and with it Matplotlib
 
@@ -118,8 +119,11 @@ def _answer(
     analysis = import_module(specs["analysis"].module)
     parts = shards.shard_configs(config)
     if not parts:
-        asked = _asked(config, specs, subject(), data)
-        return analysis.run(subject(), data, record, config.directory, asked)
+        try:
+            asked = _asked(config, specs, subject(), data)
+            return analysis.run(subject(), data, record, config.directory, asked)
+        except NotApplicable as error:
+            return Result({}, {}, {NOT_APPLICABLE: str(error)})
     since = shards.asked_for(config)
     found = [
         shards.finished(part, since) or _compute_shard(part, specs, lambda: (subject(), data))
@@ -233,6 +237,8 @@ def _published_model(config: Config) -> bool:
 def _tell(config: Config, result: Result, verdicts: Sequence[Any]) -> None:
     """The end of a run for people: where it lies, and its claims as a table."""
     print(f"\n{config.title}: {config.directory}")
+    if NOT_APPLICABLE in result.notes:
+        print(f"  not applicable: {result.notes[NOT_APPLICABLE]}")
     for path in sorted((config.directory / "figures").glob("*.png")):
         print(f"  figure {path}")
     claims.show_table(verdicts)

@@ -12,10 +12,12 @@ from repro.analyses.circuit_specs import LmAnalysis
 from repro.analyses.circuits import Circuit
 from repro.analyses.head_specs import CLASS, is_class
 from repro.analyses.lm_circuit_specs import FindCircuit
-from repro.errors import UserError
+from repro.errors import NotApplicable
 from repro.models.language_model import LanguageModel
 
 Spec = TypeVar("Spec", bound=LmAnalysis)
+# Mappings of things that are measured one by one, and the keys that say more about them by name.
+BY_NAME = {"groups": (), "sets": ("direct_after",), "pieces": ("fit",), "hypotheses": ()}
 _LAYER = re.compile(r"(\d+)\.\*((?:@\S+)?)")
 
 
@@ -23,7 +25,8 @@ def in_heads(spec: Spec, subject: Any, data: Any) -> tuple[Spec, dict[str, str]]
     """The spec with heads for class:NAME and "layer.*", and what each class name stands for.
 
     On a model without a published circuit the classes are searched for, each with its strongest head at
-    least. Raises `UserError` for unknown classes.
+    least. Of what is measured by name (`BY_NAME`), that which stands for no head here is left out. Raises
+    `NotApplicable` if nothing is left or something else stands for no head, `UserError` for unknown classes.
     """
     plain = spec.model_dump()
     asked = {key: value for key, value in plain.items() if key not in LmAnalysis.model_fields}
@@ -32,6 +35,7 @@ def in_heads(spec: Spec, subject: Any, data: Any) -> tuple[Spec, dict[str, str]]
     model = lm.model_of(subject)
     circuit = _circuit(spec, model, data) if _mentions(asked, classes_only=True) else None
     replaced = {key: _walk(value, circuit, model, f"analysis.{key}") for key, value in asked.items()}
+    replaced = _without_lost(asked, replaced)
     named = {} if circuit is None else {name: _words(nodes) for name, nodes in circuit.classes.items()}
     return type(spec).parse({**plain, **replaced}, "analysis"), named
 
@@ -60,7 +64,17 @@ def _mentions(value: Any, classes_only: bool = False) -> bool:
 def _walk(value: Any, circuit: Circuit | None, model: LanguageModel, where: str, kv: bool = False) -> Any:
     if isinstance(value, Mapping):
         shared = value.get("site") in ("k", "v")  # these count key/value heads
-        return {key: _walk(item, circuit, model, f"{where}.{key}", shared) for key, item in value.items()}
+        single = where.removeprefix("analysis.") in BY_NAME
+        found: dict[str, Any] = {}
+        for key, item in value.items():
+            try:
+                found[key] = _walk(item, circuit, model, f"{where}.{key}", shared)
+            except NotApplicable:
+                if not single:
+                    raise
+        if value and not found and where != "analysis.groups":  # groups come beside other measurements
+            raise NotApplicable(f"{where}: nothing in it stands for heads of this model")
+        return found
     if not isinstance(value, list | tuple):
         return value
     expanded: list[Any] = []
@@ -70,8 +84,22 @@ def _walk(value: Any, circuit: Circuit | None, model: LanguageModel, where: str,
         ]  # fmt: skip
     if value and not expanded:
         names = ", ".join(circuit.classes) if circuit else "none"
-        raise UserError(f"{where}: {', '.join(map(str, value))} stands for no head here. Classes: {names}")
+        raise NotApplicable(
+            f"{where}: {', '.join(map(str, value))} stands for no head of this model. The search for its"
+            f" circuit gave: {names}"
+        )
     return list(dict.fromkeys(expanded)) if all(isinstance(item, str) for item in expanded) else expanded
+
+
+def _without_lost(asked: Mapping[str, Any], found: dict[str, Any]) -> dict[str, Any]:
+    """Also without what is said about things that were left out."""
+    for key, others in BY_NAME.items():
+        lost = set(asked.get(key) or {}) - set(found.get(key) or {})
+        for other in others if lost else ():
+            value = found[other]
+            kept = [name for name in value if name not in lost]
+            found[other] = {name: value[name] for name in kept} if isinstance(value, Mapping) else kept
+    return found
 
 
 def _members(item: str, circuit: Circuit | None, model: LanguageModel, kv: bool) -> list[str]:

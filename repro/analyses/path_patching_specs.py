@@ -126,3 +126,28 @@ class IterativePathPatching(_Patching):
     negative: Annotated[int, Field(ge=0)] = 3
     positive: Annotated[int, Field(ge=0)] = 0
     steps: list[Step] = [Step(letter="q")]
+
+
+class FlipEffects(LmAnalysis):
+    """Direct effects on the logits for several ways to change the names, and whether they add up.
+
+    flips: name -> chain of flips of the data's prompts. both, parts: the effect of flip `both` is compared
+    with the sum of those of `parts` (null: not compared).
+    """
+
+    module: ClassVar[str] = "repro.analyses.flip_effects"
+    kind: Literal["flip_effects"] = "flip_effects"
+    flips: dict[Name, list[str]] = Field(min_length=1)
+    both: str | None = None
+    parts: list[str] = []
+    mlps: Literal["recompute", "freeze"] = "recompute"
+
+    @model_validator(mode="after")
+    def _known(self) -> Self:
+        named = [*([self.both] if self.both else []), *self.parts]
+        unknown = [name for name in named if name not in self.flips]
+        if unknown or bool(self.both) != bool(self.parts):
+            raise ValueError(
+                f"both and parts must be names of flips, both given or neither: {', '.join(self.flips)}"
+            )
+        return self

@@ -9,6 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
+from repro.analyses import attribute_specs as attribute_specs
 from repro.analyses.base_specs import Analysis as Analysis
 from repro.analyses.base_specs import Of as Of
 from repro.analyses.flow_specs import AttentionKnockout as AttentionKnockout
@@ -24,6 +25,7 @@ from repro.analyses.lm_measure_specs import LogitAttribution as LogitAttribution
 from repro.analyses.lm_measure_specs import LogitDifference as LogitDifference
 from repro.analyses.lm_measure_specs import RandomTokenScores as RandomTokenScores
 from repro.analyses.moving_specs import MovingPieces as MovingPieces
+from repro.analyses.path_patching_specs import FlipEffects as FlipEffects
 from repro.analyses.path_patching_specs import IterativePathPatching as IterativePathPatching
 from repro.analyses.path_patching_specs import PathPatching as PathPatching
 from repro.analyses.scrub_specs import CausalScrubbing as CausalScrubbing

@@ -167,6 +167,12 @@ class RandomTokens(Data):
     bos: int | None = None
     seed: Natural = 0
 
+    def for_model(self, model: Any) -> Data:
+        """A small model of ours reads so many tokens only: as long a block as fits."""
+        context = getattr(model, "context", None)
+        room = None if context is None else (context - (self.bos is not None)) // self.repeats
+        return self if room is None or self.length <= room else self.model_copy(update={"length": room})
+
     @model_validator(mode="after")
     def _range(self) -> Self:
         if self.high is not None and self.high <= self.low:

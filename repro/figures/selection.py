@@ -132,6 +132,9 @@ def _index(known: list[Label], label: Label, axis: str, pick: Pick) -> int:
     if isinstance(label, int) and label == -1 and -1 not in known:
         return len(known) - 1
     matches = [index for index, other in enumerate(known) if other == label or str(other) == str(label)]
+    if not matches and isinstance(label, int) and all(isinstance(other, str) for other in known):
+        if 0 <= label < len(known):
+            return label  # words have no number of their own, so this one counts them
     if not matches:
         shown = ", ".join(str(other) for other in known[:12]) + (", ..." if len(known) > 12 else "")
         raise UserError(f"array {pick.array}: axis {axis!r} has no label {label!r}. Labels: {shown}")
