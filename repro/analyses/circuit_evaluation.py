@@ -21,6 +21,7 @@ from repro.analyses.circuits import Circuit, Node, means_of, node_masks, per_pro
 from repro.analyses.greedy_sets import Objective, greedy
 from repro.analyses.lm_circuit_specs import CircuitEvaluation, Greedy
 from repro.data.token_pairs import PromptPairs
+from repro.errors import UserError
 from repro.interventions.knockout_sets import KnockoutSets
 from repro.interventions.mean_ablation import Means
 from repro.models.language_model import LanguageModel
@@ -35,7 +36,7 @@ def run(subject: Any, data: Any, record: Any, directory: Path | None, spec: Circ
     """Faithfulness, completeness for classes, random and greedy sets, and minimality; likewise naive.* .
 
     Arrays, in logits: class.circuit, class.model, class.gap (|F(C\\K) - F(M\\K)|), class.gap_se [set]
-    (sets: none, then each class), class.circuit_per_prompt, class.model_per_prompt [set, prompt];
+    (sets: none, classes, those of the config); class.circuit_per_prompt, class.model_per_prompt [set, prompt];
     random.circuit, random.model, random.gap [draw], random.members [draw, node]; greedy.circuit,
     greedy.model, greedy.gap [run], the best runs first, greedy.members [run, node], greedy.path [run, step];
     minimality.removed F(C\\(K+v)), minimality.kept F(C\\K), minimality.score (size of their difference),
@@ -62,9 +63,15 @@ def run(subject: Any, data: Any, record: Any, directory: Path | None, spec: Circ
             if one is None:
                 continue
             scores = Scores(model, pairs, one, means, spec.batch)
+            strict = one is circuit and circuit.source != FOUND
             both = _Both(one, scores, whole, bar.advance)
             part = _faithfulness(both)
-            _merge(part, _classes(both), _random(both, spec), _greedy(both, spec, candidates))
+            _merge(
+                part,
+                _classes(both, _named(one, spec, strict)),
+                _random(both, spec),
+                _greedy(both, spec, candidates),
+            )
             if one is circuit:
                 _merge(part, _minimality(both, spec))
             result.scalars.update({prefix + name: value for name, value in part.scalars.items()})
@@ -145,10 +152,21 @@ def _faithfulness(both: _Both) -> Result:
     return Result(scalars, {}, {})
 
 
-def _classes(both: _Both) -> Result:
-    names = [NONE, *both.circuit.classes]
-    sets = [frozenset(both.circuit.classes.get(name, ())) for name in names]
-    inside, outside = both(sets)
+def _named(circuit: Circuit, spec: CircuitEvaluation, strict: bool) -> dict[str, Nodes]:
+    """Nothing, each class, and the sets that the config names; unless strict, of classes that there are."""
+    named = {NONE: frozenset(), **{name: frozenset(nodes) for name, nodes in circuit.classes.items()}}
+    for name, members in spec.sets.items():
+        if name in named:
+            raise UserError(f"analysis.sets: {name!r} is a class already. Choose another name")
+        known = members if strict else [one for one in members if one in circuit.classes]
+        if known:
+            named[name] = frozenset(circuit.choose(known, f"analysis.sets.{name}"))
+    return named
+
+
+def _classes(both: _Both, sets: dict[str, Nodes]) -> Result:
+    names = list(sets)
+    inside, outside = both(list(sets.values()))
     result = _compared("class", inside, outside, {"set": names})
     prompts = inside.shape[1]
     result.arrays["class.circuit_per_prompt"] = lm.array(inside, {"set": names, "prompt": prompts}, "logit")
@@ -226,7 +244,7 @@ def _minimality(both: _Both, spec: CircuitEvaluation) -> Result:
 def minimality_set(circuit: Circuit, node: Node, spec: CircuitEvaluation) -> Nodes:
     """K for a node v: as given for its head, else the rest of its class; never v itself."""
     given = spec.minimality_sets.get(node.written)
-    if given is None:
+    if given is None or circuit.source == FOUND:  # heads of another model, with the same numbers
         return frozenset(circuit[circuit.class_of(node)]) - {node}
     where = f"analysis.minimality_sets.{node.written}"
     return frozenset(circuit.choose(given, where)) - {node}
@@ -265,5 +283,5 @@ def _work(circuit: Circuit, naive: Circuit | None, spec: CircuitEvaluation) -> i
     for one, candidates in ((circuit, spec.greedy.candidates), (naive, spec.naive_candidates)):
         if one is not None:
             tried = spec.greedy.runs * (spec.greedy.steps * min(candidates, len(one.nodes)) + 1)
-            count += 2 * (2 + len(one.classes) + spec.random_sets + tried)
+            count += 2 * (2 + len(one.classes) + len(spec.sets) + spec.random_sets + tried)
     return count

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import PositiveInt
+from pydantic import Field, PositiveInt
 
 from repro.analyses.circuit_specs import Classes, LmAnalysis, Share
-from repro.analyses.head_specs import LmHead, Natural
+from repro.analyses.head_specs import LmHead, Name, Natural
 from repro.specs import Spec
 
 
@@ -51,15 +51,17 @@ class Greedy(Spec):
 class CircuitEvaluation(WithCircuit):
     """Faithfulness, completeness and minimality of a circuit.
 
-    random_sets: each node with probability 1/2. minimality_sets: head ("9.9") -> heads and classes that are
-    knocked out when its score is taken; for the others, the rest of their class. minimality_share: least
-    score, as a share of the whole model's logit difference. naive: a smaller circuit, evaluated likewise
-    wherever the circuit is not the found one; naive_candidates: of its greedy search. seed: of random and
-    greedy sets.
+    sets: name -> classes and heads that are knocked out together, beside each class on its own; of a circuit
+    found here, the classes that it has. random_sets: each node with probability 1/2.
+    minimality_sets: head ("9.9") -> heads and classes that are knocked out when its score is taken; for the
+    others, and in a circuit found here, the rest of their class. minimality_share: least score, as a share
+    of the whole model's logit difference. naive: a smaller circuit, evaluated likewise wherever the circuit
+    is not the found one; naive_candidates: of its greedy search. seed: of random and greedy sets.
     """
 
     module: ClassVar[str] = "repro.analyses.circuit_evaluation"
     kind: Literal["circuit_evaluation"] = "circuit_evaluation"
+    sets: dict[Name, Annotated[list[str], Field(min_length=1)]] = {}
     random_sets: Natural = 100
     greedy: Greedy = Greedy()
     minimality_sets: dict[LmHead, list[str]] = {}

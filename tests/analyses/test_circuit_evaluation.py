@@ -147,6 +147,29 @@ def test_minimality_takes_the_rest_of_the_class_or_what_is_given():
         measure(model, data, wrong)
 
 
+def test_classes_can_be_knocked_out_together():
+    model, data = tiny("gpt2", dtype=torch.float64), pairs()
+    spec = RANDOM.model_copy(
+        update={"random_sets": 0, "greedy": NO_GREEDY, "sets": {"both": ["late", "early"], "one": ["2.1"]}}
+    )
+    found = measure(model, data, spec)
+    assert found.arrays["class.circuit"].axes["set"] == ["none", *CLASSES, "both", "one"]
+    alone = measure(model, data, spec.model_copy(update={"circuit": {"first": CLASSES["first"]}, "sets": {}}))
+    assert found.scalars["class.both.circuit"] == pytest.approx(alone.scalars["circuit.mean"])
+    with pytest.raises(UserError, match="'late' is a class already"):
+        measure(model, data, spec.model_copy(update={"sets": {"late": ["early"]}}))
+
+
+def test_sets_of_heads_of_another_model_are_left_out_of_a_circuit_found_here():
+    spec = CircuitEvaluation(
+        circuit="found", random_sets=0, greedy=NO_GREEDY, minimality_sets={"0.1": ["nobody"]},
+        sets={"movers_and_others": ["movers", "others"], "others_alone": ["others"]},
+    )  # fmt: skip
+    found = measure(cases.model(), cases.pairs(8), spec)
+    assert found.arrays["class.circuit"].axes["set"] == ["none", "movers", "movers_and_others"]
+    assert found.scalars["minimality.least"] == pytest.approx(1)
+
+
 def test_a_naive_circuit_is_evaluated_beside_it_and_errors_are_of_paired_differences():
     model, data = tiny("gpt2", dtype=torch.float64), pairs()
     found = measure(model, data, RANDOM.model_copy(update={"naive": {"late": CLASSES["late"]}}))
