@@ -2,11 +2,11 @@
 
     OMP_NUM_THREADS=1 python benchmarks/attention_knockout.py [--prompts 32] [--sample 16]   (one thread)
 
-Random weights, random prompts of 6 to 14 tokens (10 on average, as in the published set), float32, windows of
-9, three sets: 36 cells a prompt. The fast path does all cells of all prompts; whole passes do a sample of cells,
+Random weights, random prompts of 6 to 14 tokens (about 10, as in the published set), float32, windows of 9,
+three sets: 36 cells a prompt. The fast path does all cells of all prompts; whole passes do a sample of cells,
 in three ways: one prompt at a time with logits at every position, as in the released code, or at the last one
-only, and 16 prompts of a cell in one batch with logits at the last position only. Both in one process, in turns; the largest relative
-difference is printed, and above 1e-5 it is an error.
+only, and 16 prompts of a cell in one batch with logits at the last position only. All in one process; the
+largest relative difference is printed, and above 1e-5 it is an error.
 """
 
 from __future__ import annotations
