@@ -36,7 +36,7 @@ def run(subject: Any, data: Any, record: Any, directory: Path | None, spec: Circ
     """Faithfulness, completeness for classes, random and greedy sets, and minimality; likewise naive.* .
 
     Arrays, in logits: class.circuit, class.model, class.gap (|F(C\\K) - F(M\\K)|), class.gap_se [set]
-    (sets: none, classes, those of the config); class.circuit_per_prompt, class.model_per_prompt [set, prompt];
+    (sets: none, classes, those given); class.circuit_per_prompt, class.model_per_prompt [set, prompt];
     random.circuit, random.model, random.gap [draw], random.members [draw, node]; greedy.circuit,
     greedy.model, greedy.gap [run], the best runs first, greedy.members [run, node], greedy.path [run, step];
     minimality.removed F(C\\(K+v)), minimality.kept F(C\\K), minimality.score (size of their difference),
