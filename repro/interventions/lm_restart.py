@@ -51,15 +51,18 @@ class Restart:
         self._calls.append((kwargs["hidden_states"].clone(), (), rest))
 
     @torch.no_grad()
-    def go(self, layer: int, edits: Sequence[Edit] = (), copies: int = 1) -> Tensor:
+    def go(self, layer: int, edits: Sequence[Edit] = (), copies: int = 1, end: int | None = None) -> Tensor:
         """The last residual stream [copies * B, T, d] when the pass goes on from `layer` with more edits.
 
         Row c * B + b is row b of copy c. The further edits act on all these rows, after the run's own.
+        end: the block to stop before; None goes through the last.
         """
         resid = _stacked(self._calls[layer][0], self.rows, copies)
         lasting = [edit if copies == 1 else _on_copies(edit, self.rows, copies) for edit in self._edits]
         with edited(self._model, [*lasting, *edits]):
-            for block, (_, args, kwargs) in zip(self._model.layers[layer:], self._calls[layer:], strict=True):
+            for block, (_, args, kwargs) in zip(
+                self._model.layers[layer:end], self._calls[layer:end], strict=True
+            ):
                 out = block.block(
                     resid,
                     *(_stacked(value, self.rows, copies) for value in args),
