@@ -8,11 +8,15 @@ import numpy as np
 import pytest
 
 from repro.data.ioi_toy import WORLD, Toy
-from repro.data.lm_task_specs import IoiTask, RepeatsTask, Task
+from repro.data.lm_task_specs import FactsTask, IoiTask, RepeatsTask, Task
 from repro.data.lm_tasks import Scored, build, generator, padded
 from repro.errors import UserError
 
-SPECS: list[Task] = [RepeatsTask(vocabulary=20, length=24, probe_sequences=30), IoiTask(probe_sentences=60)]
+SPECS: list[Task] = [
+    RepeatsTask(vocabulary=20, length=24, probe_sequences=30),
+    IoiTask(probe_sentences=60),
+    FactsTask(subjects=20, probe_sentences=60),
+]
 
 
 def name(spec: Task) -> str:
