@@ -55,7 +55,7 @@ def test_tokenizers_with_a_start_token_and_marks_for_blanks(text: str, subject: 
     tokenizer = pieces()
     found = tokenise(facts([(text, subject)]), tokenizer, None, "offsets")
     assert int(found.start) == 1 and int(found.batch.tokens[0, 0]) == tokenizer.bos_token_id
-    assert subject_of(found, 0, tokenizer).split("'")[0] == subject
+    assert subject_of(found, 0, tokenizer).split("'")[0].rstrip(",") == subject, "marks may be merged"
     without = tokenise(facts([(text, subject)]), tokenizer, False, "offsets")
     assert int(without.start) == 0 and torch.equal(without.first + 1, found.first)
     assert torch.equal(without.subject_first, found.subject_first)
@@ -75,7 +75,8 @@ def test_sets_of_positions() -> None:
     found = tokenise(made, None, True, "offsets")
     expected = {
         "subject": [[1, 2], [0]], "non_subject": [[0, 3], []], "last": [[4], [1]],
-        "first_subject": [[1], [0]], "last_subject": [[2], [0]], "relation": [[3], []], "non_subject_and_last": [[0, 3, 4], [1]],
+        "first_subject": [[1], [0]], "last_subject": [[2], [0]], "relation": [[3], []],
+        "non_subject_and_last": [[0, 3, 4], [1]],
         "all": [[0, 1, 2, 3, 4], [0, 1]], "none": [[], []],
     }  # fmt: skip
     assert set(expected) == {*SETS, *MORE_SETS}
