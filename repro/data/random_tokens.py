@@ -28,7 +28,7 @@ class RepeatedTokens:
     source: str
     sha256: str
     kind: str = "random_tokens"
-    is_published: bool = False
+    is_published: bool = True
 
     @property
     def start(self) -> int:
