@@ -32,6 +32,7 @@ class AttentionKnockout(Analysis):
     """
 
     module: ClassVar[str] = "repro.analyses.attention_knockout"
+    models: ClassVar[tuple[str, ...]] = ("hf", "organism")
     splits_over: ClassVar[str | None] = "prompts"
     kind: Literal["attention_knockout"] = "attention_knockout"
     sets: list[Set] = Field(["subject", "non_subject", "last"], min_length=1)
@@ -100,6 +101,7 @@ class KnownFacts(Analysis):
     """
 
     module: ClassVar[str] = "repro.analyses.known_facts"
+    models: ClassVar[tuple[str, ...]] = ("hf", "organism")
     kind: Literal["known_facts"] = "known_facts"
     tokens: PositiveInt = 10
     per_relation: PositiveInt | None = 50

@@ -205,12 +205,13 @@ def test_from_the_command_line_to_arrays(tmp_path: Path, project: Path) -> None:
     tiny("opt").hf.save_pretrained(tmp_path / "model")
     lines = [json.dumps({"tokens": ids, "subject": list(span)}) for ids, span in PROMPTS]
     (tmp_path / "prompts.jsonl").write_text("\n".join(lines))
-    composed = config.compose(
-        ["paper/invented=first", "analysis=attention_knockout", "model=hf",
-         f"model.path={tmp_path / 'model'}", "data=prompts_file", f"data.path={tmp_path / 'prompts.jsonl'}", f"runs_dir={tmp_path / 'runs'}",
-         "analysis.window=3"],
-        root=project,
-    )  # fmt: skip
+    settings = {
+        "model.path": tmp_path / "model", "data": "prompts_file", "data.path": tmp_path / "prompts.jsonl",
+        "runs_dir": tmp_path / "runs", "analysis.window": 3,
+    }  # fmt: skip
+    given = [f"{key}={value}" for key, value in settings.items()]
+    asked = ["paper/invented=first", "analysis=attention_knockout", "model=hf", *given]
+    composed = config.compose(asked, root=project)
     assert walk(composed) == 0
     result = load(composed.directory)
     assert list(result.arrays["probability"].axes) == ["prompt", "set", "layer"]
