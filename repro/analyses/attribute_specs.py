@@ -12,7 +12,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import Field, PositiveInt, model_validator
 
 from repro.analyses.base_specs import Analysis, Of
-from repro.analyses.lm_measure_specs import LmHead
+from repro.analyses.head_specs import LmHead
 from repro.data.paragraph_specs import Paragraphs
 
 Natural = Annotated[int, Field(ge=0)]

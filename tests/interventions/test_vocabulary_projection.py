@@ -33,7 +33,7 @@ def test_reading_is_the_unembedding_without_norm_and_bias(kind: str) -> None:
     model = tiny(kind, dtype=torch.float64)
     vectors = torch.randn(7, model.width, dtype=torch.float64)
     answer = torch.tensor([3, 60, 0, 17, 17, 5, 9])
-    streams = vectors if model.project_out is None else vectors @ model.project_out.weight.T
+    streams = vectors if model.project_out is None else vectors @ model.project_out.weight.T  # type: ignore[operator]
     scores = streams @ model.hf.get_output_embeddings().weight.T
     order = scores.argsort(dim=-1, descending=True, stable=True)
     for block in (1, 61 * 3, 1 << 20):  # in blocks of one vector, of three, all at once
