@@ -41,16 +41,20 @@ class Facts(Data):
         return self.n
 
     def for_model(self, model: Any) -> Data:
-        """A model trained on the small world of facts knows its words alone: as many prompts of it."""
+        """A model trained on the small world of facts knows its words alone: as many prompts of its world."""
         task = getattr(model, "task", None)
-        if getattr(task, "kind", None) != "facts" or isinstance(self, FactsToy | PromptsFile):
+        if getattr(task, "kind", None) != "facts" or isinstance(self, PromptsFile):
             return self
         assert task is not None
+        world = {
+            "subjects": task.subjects,
+            "world_seed": task.world_seed,
+            "withheld_share": task.withheld_share,
+        }
+        if isinstance(self, FactsToy):
+            return self.model_copy(update=world)
         own: dict[str, Any] = {"n": self.n} if self.n is not None else {}
-        return FactsToy(
-            **own, keep=self.keep, subjects=task.subjects, world_seed=task.world_seed,
-            withheld_share=task.withheld_share,
-        )  # fmt: skip
+        return FactsToy(**own, **world, keep=self.keep)
 
 
 class Known1000(Facts):

@@ -101,7 +101,9 @@ def test_a_model_of_the_small_world_is_asked_in_its_own_words() -> None:
     own = Known1000(n=30, keep="known").for_model(Model(task))
     assert isinstance(own, FactsToy)
     assert (own.subjects, own.world_seed, own.n, own.keep) == (500, 3, 30, "known")
-    for data in (FactsToy(subjects=9), PromptsFile(path="mine"), TokenPairs(path="mine")):
+    toy = FactsToy(subjects=9, templates="first", seed=4).for_model(Model(task))
+    assert toy == FactsToy(subjects=500, world_seed=3, templates="first", seed=4)
+    for data in (PromptsFile(path="mine"), TokenPairs(path="mine")):
         assert data.for_model(Model(task)) is data
     assert Known1000().for_model(Model(IoiTask())).kind == "known_1000"  # type: ignore[union-attr]
     assert Known1000().for_model(object()) == Known1000()
