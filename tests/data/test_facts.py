@@ -41,7 +41,7 @@ def test_downloads_are_verified_by_what_the_records_say(known: Path, tmp_path: P
     wanted = facts.load(Known1000(path=str(known))).sha256
     copy = tmp_path / "copy.json"
     copy.write_text(json.dumps([{**OTHER, "flag": 1}, RECORD], indent=3))
-    cache = {"url": copy.as_uri(), "cache": str(tmp_path / "cache")}
+    cache: dict[str, Any] = {"url": copy.as_uri(), "cache": str(tmp_path / "cache")}
     for sha256 in (wanted, "0" * 64):
         spec = Known1000(sha256=sha256, **cache)
         if sha256 != wanted:
