@@ -12,7 +12,9 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import Field, PositiveInt, model_validator
 
 from repro.analyses.base_specs import Analysis, Of
+from repro.analyses.flow_specs import TOKENS
 from repro.analyses.head_specs import LmHead
+from repro.costs import Cost, Work
 from repro.data.paragraph_specs import Paragraphs
 
 Natural = Annotated[int, Field(ge=0)]
@@ -22,6 +24,7 @@ POSITIONS: tuple[Position, ...] = ("subject-last", "subject-first", "following",
 
 
 class _OfPrompts(Analysis):
+    models: ClassVar[tuple[str, ...]] = ("hf", "organism")
     splits_over: ClassVar[str | None] = "prompts"
     batch: PositiveInt = 32
 
@@ -31,7 +34,25 @@ class _OfPrompts(Analysis):
     def items(self, of: Of) -> int | None:
         data = of("")["data"]
         # With only the known prompts kept, the model tells how many there are.
-        return getattr(data, "n", None) if getattr(data, "keep", "all") == "all" else None
+        return getattr(data, "prompts", None) if getattr(data, "keep", "all") == "all" else None
+
+    def _cost(self, subject: Any, data: Any, works: Any, projections: float, more: float = 0.0) -> Cost:
+        """Two passes a prompt, `works` of (says, passes, share), and vectors read through E a prompt.
+
+        more: further operations a prompt.
+        """
+        known = getattr(data, "prompts", None)
+        prompts = known or 1000
+        passes = [("answers", 1.0, 1.0), ("readings", 1.0, 1.0), *works]
+        return Cost(
+            tuple(
+                Work(says, prompts, TOKENS, forwards=count, unembedded=0, batch=self.batch, share=share)
+                for says, count, share in passes
+            ),
+            prompts * (projections * subject.unembedding_flops + more),
+            (f"prompts taken as {TOKENS} tokens long; each reads {projections:,.0f} vectors through E",)
+            + (() if known else (f"taken as {prompts} prompts: how many there are, the file tells",)),
+        )
 
 
 class AttributeExtraction(_OfPrompts):
@@ -59,6 +80,11 @@ class AttributeExtraction(_OfPrompts):
         other: Reweight = "renormalised" if self.reweight == "released" else "released"
         return [self.reweight, other] if self.compare else [self.reweight]
 
+    def cost(self, subject: Any, data: Any) -> Cost:
+        """Rows of the table are cheap to make and dear to read: one projection each a layer."""
+        rows = 12 * len(self.ways) if self.knockouts else 0
+        return self._cost(subject, data, (), subject.layers * (3 + rows))
+
 
 class EarlyPatching(_OfPrompts):
     """Extraction when subject, other, or last positions are put back to the state of an early layer.
@@ -69,6 +95,11 @@ class EarlyPatching(_OfPrompts):
     module: ClassVar[str] = "repro.analyses.early_patching"
     kind: Literal["early_patching"] = "early_patching"
     sources: Annotated[list[Natural], Field(min_length=1)] = [0, 1, 5, 10, 20]
+
+    def cost(self, subject: Any, data: Any) -> Cost:
+        """Queries, keys and values of every row for each source, in place of whole passes."""
+        projected = (1 + len(self.sources)) * 1.5 * TOKENS * subject.layers * subject.attention_weights
+        return self._cost(subject, data, (), subject.layers * (1 + 3 * len(self.sources)), projected)
 
 
 class _Rate(_OfPrompts):
@@ -106,6 +137,10 @@ class AttributesRate(_Rate):
     static: bool = True
     examples: Natural = 3
 
+    def cost(self, subject: Any, data: Any) -> Cost:
+        """One projection for each position and layer."""
+        return self._cost(subject, data, (), subject.layers * len(self.positions) + self.static)
+
 
 class SublayerKnockout(_Rate):
     """The attributes rate at the last subject position when MLPs or attention of some layers add nothing.
@@ -127,6 +162,12 @@ class SublayerKnockout(_Rate):
     def window(self, start: int) -> list[int]:
         """Blocked layers of one start: all below `layer`."""
         return list(range(start, min(start + self.width + self.inclusive, self.layer)))
+
+    def cost(self, subject: Any, data: Any) -> Cost:
+        """Two passes a start, from there to the layer; what follows the subject is not counted off."""
+        share = (self.layer / 2 + 1) / subject.layers
+        works = (("starts", 2.0 * self.layer, share),)
+        return self._cost(subject, data, works, 1 + 2 * self.layer)
 
 
 class VocabularyWeights(_OfPrompts):
@@ -152,3 +193,7 @@ class VocabularyWeights(_OfPrompts):
         if self.cut not in self.cuts:
             raise ValueError(f"cut: {self.cut} is none of cuts {self.cuts}")
         return self
+
+    def cost(self, subject: Any, data: Any) -> Cost:
+        """Heads of the layers that extract; two such layers a prompt, as published for GPT-2 XL."""
+        return self._cost(subject, data, (), subject.layers + 2 * subject.heads)

@@ -14,6 +14,7 @@ from models.tiny_models import tiny
 from repro.analyses import vocabulary_weights as analysis
 from repro.analyses.attribute_specs import VocabularyWeights
 from repro.errors import UserError
+from repro.interventions.weight_rows import values
 from repro.models.language_model import LanguageModel
 
 SPEC = VocabularyWeights(cuts=[1, 5, 10], units=3, examples=2, top=4, batch=2)
@@ -91,9 +92,8 @@ def test_units_and_words(tmp_path: Path) -> None:
         model.hf(torch.tensor([tokens]))
     for handle in handles:
         handle.remove()
-    size = torch.stack(
-        [kept[i].abs() * layer.down.weight.norm(dim=1) for i, layer in enumerate(model.layers)]  # type: ignore[operator]
-    )  # type: ignore[operator]
+    norms = [values(layer).norm(dim=1) for layer in model.layers]
+    size = torch.stack([entered.abs() * norm for entered, norm in zip(kept, norms, strict=True)])
     order = size.flatten().argsort(descending=True)[:3].tolist()
     found = arrays["unit_layer"].values[0] * model.mlp_width + arrays["unit_index"].values[0]
     assert found.tolist() == order
