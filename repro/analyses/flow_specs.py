@@ -35,7 +35,7 @@ class AttentionKnockout(Analysis):
     models: ClassVar[tuple[str, ...]] = ("hf", "organism")
     splits_over: ClassVar[str | None] = "prompts"
     kind: Literal["attention_knockout"] = "attention_knockout"
-    sets: list[Set] = Field(["subject", "non_subject", "last"], min_length=1)
+    sets: Annotated[list[Set], Field(min_length=1)] = ["subject", "non_subject", "last"]
     window: PositiveInt = 9
     sweep: list[PositiveInt] = []
     maps: list[Natural] = []
