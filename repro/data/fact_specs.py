@@ -11,8 +11,8 @@ from repro.data.sequence_specs import Natural, Positive
 from repro.errors import UserError
 
 KNOWN_URL = "https://rome.baulab.info/data/dsets/known_1000.json"
-# Of the seven fields of all 1,209 records, in order of known_id: see `facts_records.content_sha256`. Bytes
-# are not compared, since copies differ in further fields and in layout.
+# Of the seven fields of all 1,209 records, in order of known_id: see `facts_records.content_sha256`; the same
+# for two copies from different hands. Bytes are not compared: copies differ in further fields and layout.
 KNOWN_CONTENT = "a3baa028ff9cec53a34e59821390458b4acf0e324635dc219b1fa0fc4848b142"
 COUNTERFACT_URL = "https://rome.baulab.info/data/dsets/counterfact.json"
 KNOWN_RECORDS = 1209
