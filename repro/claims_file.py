@@ -3,6 +3,7 @@
 `papers/<slug>/claims.yaml` is a mapping:
 
     paper_subject: data=omniglot_features     what to add to a command to run on the paper's own data or model
+    reason: why claims without a criterion for other models or data have none; a claim may give its own
     claims:
       - id: IH-C3
         source: Fig. 3b
@@ -127,7 +128,14 @@ class ClaimsFile(Spec):
     """A claims.yaml."""
 
     paper_subject: str = ""
+    reason: str = ""
     claims: list[Claim]
+
+    @model_validator(mode="after")
+    def _reason_of_all(self) -> Self:
+        claims = [item.model_copy(update={"reason": item.reason or self.reason}) for item in self.claims]
+        object.__setattr__(self, "claims", claims)
+        return self
 
 
 def read(path: Path) -> ClaimsFile:
