@@ -50,7 +50,7 @@ def find(spec: Paragraphs, subjects: Sequence[str], world: FactWorld | None = No
                 "analysis.paragraphs: the attributes rate counts words of paragraphs about each subject, and"
                 f" this data brings none. Give {KEY}=FILE_OR_FOLDER: {FORMATS}"
             )
-        return Found(of_world(world), "a list of the names and attributes of each subject of the small world")
+        return Found(of_world(world), "a list of the attributes of each subject of the small world")
     path = _path(spec)
     given = _given(path)
     if given is not None:
@@ -64,8 +64,11 @@ def find(spec: Paragraphs, subjects: Sequence[str], world: FactWorld | None = No
 
 
 def of_world(world: FactWorld) -> dict[str, str]:
-    """One paragraph for each subject of the small world: its names, then all its attributes."""
-    told: dict[str, list[str]] = {subject: [subject] for subject in world.names}
+    """One paragraph for each subject of the small world: all its attributes, and not its names.
+
+    So a rate counts attributes alone; what is left of a subject's own embedding in its state does not.
+    """
+    told: dict[str, list[str]] = {subject: [] for subject in world.names}
     for (subject, _), attribute in world.attributes.items():
         told[subject].append(attribute)
     return {subject: " ".join(words) for subject, words in told.items()}
