@@ -32,6 +32,7 @@ class Line:
     colour: str
     style: Any
     markers: bool = False
+    band: tuple[np.ndarray, np.ndarray] | None = None
 
 
 def figure(spec: Curves, results: Sequence[Result], labels: Sequence[str]) -> Canvas:
@@ -93,7 +94,8 @@ def series_lines(
             text = _text(series, said, label)
             # Lines without a name are told apart by their order.
             number = label if by_number else numbers.setdefault(text or f"line {len(numbers)}", len(numbers))
-            lines.append(_line(part, x, x_name, pick.array, text, number))
+            line = _line(part, x, x_name, pick.array, text, number)
+            lines.append(_with(line, band=_band(series, condition, label, results)))
     if series.colours == "sequential":
         shades = style.sequential(len(lines))
         lines = [_with(line, colour=shade, style="solid") for line, shade in zip(lines, shades, strict=True)]
@@ -110,9 +112,24 @@ def _with(line: Line, **changes: Any) -> Line:
     return Line(**{**line.__dict__, **changes})
 
 
-def _named(series: Series, condition: str) -> Pick:
+def _band(
+    series: Series, condition: str, label: Label | None, results: Sequence[Result]
+) -> tuple[np.ndarray, np.ndarray] | None:
+    """The edges of one line's band, if it has one, and there is one result."""
+    if series.band is None or len(results) > 1:
+        return None
+    edges = []
+    for name in series.band:
+        pick = _named(series, condition, name)
+        values = stack(results, pick, None if series.fan_out else 1)
+        edges.append((values if label is None else dict(_fanned(series, values))[label]).values[0])
+    return edges[0], edges[1]
+
+
+def _named(series: Series, condition: str, name: str | None = None) -> Pick:
+    """What is drawn for a condition; name: of another array in place of `y`."""
     minus = series.minus.replace("{condition}", condition) if series.minus else None
-    array = series.y.replace("{condition}", condition)
+    array = (name or series.y).replace("{condition}", condition)
     return Pick(array=array, select=series.select, average_over=series.average_over, minus=minus)
 
 
@@ -157,6 +174,8 @@ def _line(part: Stack, x: np.ndarray | None, x_name: str | None, array: str, tex
 def _draw(place: Axes, line: Line) -> None:
     marker = {"marker": "o", "markersize": 3} if line.markers else {}
     place.plot(line.x, line.y.mean, color=line.colour, linestyle=line.style, label=line.text, **marker)
+    if line.band is not None:
+        place.fill_between(line.x, *line.band, color=line.colour, alpha=0.2, linewidth=0)
     if len(line.y.values) > 1:
         place.fill_between(line.x, line.y.lowest, line.y.highest, color=line.colour, alpha=0.2, linewidth=0)
 

@@ -58,12 +58,14 @@ class Series(Selection):
     y: array; with `conditions` a template: "{condition}.eval_fsl_train_loss".
     x: array of x values, or empty for the labels of the axis that is left.
     conditions: names, or name -> text in the legend, put into {condition} of `y`, `x`, `minus` and `label`.
+    band: two arrays like `y`, the edges of a band of the result itself (several results have their own).
     label: text in the legend; {label} is the label along `fan_out`.
     colours: categorical, or sequential for ordered lines such as strengths.
     colour: number in the palette or any colour, instead of the next one.
     """
 
     y: str
+    band: tuple[str, str] | None = None
     x: str | None = None
     fan_out: str | None = None
     conditions: dict[str, str] = {}

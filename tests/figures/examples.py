@@ -48,12 +48,21 @@ def documented(shift: float = 0.0) -> Result:
             np.tril(np.full((3, 3, 3), 0.5)) + shift,
             {"head": ["9.9", "9.6", "10.0"], "query_token": tokens, "key_token": tokens},
         ),
+        **banded(shift),
         "attention": NamedArray(points + shift, names),
         "writing": NamedArray(2 * points + shift, names),
         **small_graph(shift),
     }
     known = result(shift)
     return Result(known.scalars, {**known.arrays, **arrays})
+
+
+def banded(shift: float = 0.0) -> dict[str, NamedArray]:
+    """Two curves of three layers, 0 1 2 and 10 11 12, with bands from 1 below to 2 above."""
+    middle = np.array([[0.0, 1.0, 2.0], [10.0, 11.0, 12.0]]) + shift
+    edges = {"mean": 0, "mean_low": -1, "mean_high": 2}
+    axes = {"set": ["subject", "last"], "layer": [0, 1, 2]}
+    return {name: NamedArray(middle + edge, dict(axes), "%") for name, edge in edges.items()}
 
 
 def small_graph(shift: float = 0.0) -> dict[str, NamedArray]:

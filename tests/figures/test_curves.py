@@ -2,9 +2,11 @@
 
 import numpy as np
 import pytest
+from matplotlib.colors import to_rgb
 
 from repro.errors import UserError
-from tests.figures.examples import SEQUENCES, draw, lines, result
+from repro.results import Result
+from tests.figures.examples import SEQUENCES, banded, draw, lines, result
 
 LOSS = {"kind": "curves", "x": "{condition}.eval_sequences"}
 BOTH = {"y": "{condition}.eval_fsl_train_loss", "conditions": {"none": "no clamp", "match": 4}}
@@ -60,6 +62,24 @@ def test_seeds_become_mean_and_band_and_the_legend_says_how_many():
 
 def test_one_run_has_no_band():
     assert len(draw({**LOSS, "series": [BOTH]}).axes[0].collections) == 0
+
+
+def test_a_band_of_the_result_itself_lies_around_its_line():
+    spec = {
+        "kind": "curves",
+        "series": [{"y": "mean", "band": ["mean_low", "mean_high"], "fan_out": "set"}],
+    }
+    shown = draw(spec, Result({}, banded()))
+    place = shown.axes[0]
+    for band, base, line in zip(place.collections, (0, 10), place.lines, strict=True):
+        corners = {tuple(point) for point in band.get_paths()[0].vertices}
+        assert corners == {(x, base + x + edge) for x in range(3) for edge in (-1, 2)}
+        assert band.get_facecolor()[0][:3].tolist() == pytest.approx(to_rgb(line.get_color()))
+    seeds = draw(spec, Result({}, banded()), Result({}, banded(4.0)))
+    bands = seeds.axes[0].collections  # the smallest and the largest value alone
+    assert len(bands) == 2 and {point[1] for point in bands[0].get_paths()[0].vertices} == {0, 1, 2, 4, 5, 6}
+    with pytest.raises(UserError, match="band"):
+        draw({"kind": "curves", "series": [{"y": "mean", "band": ["mean_low"]}]})
 
 
 def test_published_points_in_the_colour_of_their_line():
