@@ -10,6 +10,8 @@ from pydantic import BeforeValidator, Field, PositiveInt, model_validator
 from repro.analyses.base_specs import Of
 from repro.analyses.circuit_specs import LmAnalysis
 from repro.analyses.head_specs import is_class
+from repro.analyses.path_patching_costs import sweep_cost
+from repro.costs import Cost
 from repro.interventions.path_patching_nodes import check_order, parse_receiver, parse_sender
 from repro.specs import Spec
 
@@ -81,6 +83,10 @@ class PathPatching(_Patching):
         """Receivers in the order of the path."""
         return [] if self.receivers == "logits" else [list(self.receivers), *self.then]
 
+    def cost(self, subject: Any, data: Any) -> Cost:
+        """Two cached runs, and changes carried to the receivers and from them to the logits."""
+        return sweep_cost(subject, data, [self.stages], self, len(self.groups))
+
     @model_validator(mode="after")
     def _reachable(self) -> Self:
         if self.receivers == "logits" and self.then:
@@ -127,6 +133,11 @@ class IterativePathPatching(_Patching):
     positive: Annotated[int, Field(ge=0)] = 0
     steps: list[Step] = [Step(letter="q")]
 
+    def cost(self, subject: Any, data: Any) -> Cost:
+        """A sweep for each step, if none ends early; each goes through all heads found before."""
+        found = [[f"class:found.{step.letter}@{step.position or self.positions}"] for step in self.steps]
+        return sweep_cost(subject, data, [found[:count][::-1] for count in range(len(found) + 1)], self)
+
 
 class FlipEffects(LmAnalysis):
     """Direct effects on the logits for several ways to change the names, and whether they add up.
@@ -141,6 +152,10 @@ class FlipEffects(LmAnalysis):
     both: str | None = None
     parts: list[str] = []
     mlps: Literal["recompute", "freeze"] = "recompute"
+
+    def cost(self, subject: Any, data: Any) -> Cost:
+        """A sweep to the logits for each flip."""
+        return sweep_cost(subject, data, [[]] * len(self.flips), self)
 
     @model_validator(mode="after")
     def _known(self) -> Self:
