@@ -54,8 +54,9 @@ def run_part(subject: Any, data: Any, directory: Path | None, spec: AttentionKno
     prompts: dict[str, Any] = {"prompt": len(asked)}
     arrays["base"] = NamedArray(base, prompts)
     arrays["probability"] = NamedArray(found[:, 0], {**prompts, **layers})
-    if len(spec.sizes) > 1:
-        axes = {**prompts, "window": list(spec.sizes), **layers}
+    sizes = spec.sizes(model.depth)
+    if len(sizes) > 1:
+        axes = {**prompts, "window": sizes, **layers}
         arrays["sweep_probability"] = NamedArray(found, axes)
     if spec.maps:
         facts = facts_of(model, data)
@@ -86,15 +87,15 @@ def merge(parts: Sequence[Result], spec: AttentionKnockout) -> Result:
 
 def _swept(model: LanguageModel, asked: Asked, spec: AttentionKnockout) -> tuple[np.ndarray, np.ndarray]:
     """Probabilities of the answer: untouched [prompt], and in every cell [prompt, window, set, layer]."""
-    count, depth = len(asked), model.depth
+    count, depth, sizes = len(asked), model.depth, spec.sizes(model.depth)
     base = torch.zeros(count, dtype=torch.float64)
-    found = torch.zeros(count, len(spec.sizes), len(spec.sets), depth, dtype=torch.float64)
-    with progress(count * len(spec.sizes) * len(spec.sets) * depth, "attention knockout", "cells") as bar:
+    found = torch.zeros(count, len(sizes), len(spec.sets), depth, dtype=torch.float64)
+    with progress(count * len(sizes) * len(spec.sets) * depth, "attention knockout", "cells") as bar:
         for index, some in asked.batches(spec.batch):
             clean = Clean.of(model, some.facts.batch)
             base[index] = probability(clean.logits, some.answer).cpu()
             sets = torch.stack([some.facts.positions(name) for name in spec.sets], dim=1)
-            for place, size in enumerate(spec.sizes):
+            for place, size in enumerate(sizes):
                 windows = [window(centre, size, depth) for centre in range(depth)]
                 found[index, place] = knockout(
                     model, clean, sets, windows, some.answer, spec.nothing_left
@@ -113,7 +114,8 @@ def _map(
     clean = Clean.of(model, one.batch)
     answer = clean.logits.argmax(-1).cpu()
     alone: Tensor = torch.eye(one.batch.tokens.shape[1], dtype=torch.bool)[None]
-    windows = [window(centre, spec.map_window, model.depth) for centre in range(model.depth)]
+    size = spec.map_size(model.depth)
+    windows = [window(centre, size, model.depth) for centre in range(model.depth)]
     found = knockout(model, clean, alone, windows, answer, spec.nothing_left)[0].cpu().numpy()
     base = float(probability(clean.logits, answer))
     axes: dict[str, Any] = {
@@ -126,5 +128,6 @@ def _map(
 
 
 def _notes(model: LanguageModel, data: Any, spec: AttentionKnockout) -> dict[str, str]:
-    said = f"windows of {spec.window} of {model.depth} layers (from 0), into the last position alone"
+    size = spec.sizes(model.depth)[0]
+    said = f"windows of {size} of {model.depth} layers (from 0), into the last position alone"
     return {"knockout": f"{said}; where nothing is left: {spec.nothing_left}", "prompts": str(data.source)}

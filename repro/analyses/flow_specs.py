@@ -24,8 +24,10 @@ class AttentionKnockout(Analysis):
     """Which positions the last one reads, and where in depth: edges into it are cut in windows of layers.
 
     sets: of positions cut together (see `FactBatch.positions`). window: layers of a window, at every centre;
-    cut off at the model's ends, so it may be larger than the model. sweep: further sizes of windows.
-    maps: prompts (numbers in the data) for which every position is cut alone, with windows of `map_window`.
+    cut off at the model's ends, so it may be larger than the model; auto: about a fifth of the layers, which
+    is 9 of 48 and 5 of 28 as published, and 1 of 4. sweep: further sizes of windows.
+    maps: prompts (numbers in the data) for which every position is cut alone, with windows of `map_window`
+    (auto: 10 of 48 layers, as published).
     nothing_left: what the last position attends to where a layer has nothing left: all that it saw before,
     equally (uniform, as in the released code), or nothing (zero). resamples, confidence, seed: of the
     bootstrap bands of means over prompts.
@@ -36,10 +38,10 @@ class AttentionKnockout(Analysis):
     splits_over: ClassVar[str | None] = "prompts"
     kind: Literal["attention_knockout"] = "attention_knockout"
     sets: Annotated[list[Set], Field(min_length=1)] = ["subject", "non_subject", "last"]
-    window: PositiveInt = 9
+    window: Literal["auto"] | PositiveInt = "auto"
     sweep: list[PositiveInt] = []
     maps: list[Natural] = []
-    map_window: PositiveInt = 10
+    map_window: Literal["auto"] | PositiveInt = "auto"
     nothing_left: Literal["uniform", "zero"] = "uniform"
     resamples: PositiveInt = 1000
     confidence: Annotated[float, Field(gt=0, lt=1)] = 0.95
@@ -54,10 +56,14 @@ class AttentionKnockout(Analysis):
                 raise ValueError(f"{name}: the same is there twice: {given}")
         return self
 
-    @property
-    def sizes(self) -> list[int]:
-        """All sizes of windows, the main one first."""
-        return [self.window, *(size for size in self.sweep if size != self.window)]
+    def map_size(self, depth: int) -> int:
+        """Layers of a map's windows in a model of `depth` layers."""
+        return 2 * (depth // 10) + 2 if self.map_window == "auto" else self.map_window
+
+    def sizes(self, depth: int) -> list[int]:
+        """All sizes of windows in a model of `depth` layers, the main one first."""
+        main = 2 * (depth // 10) + 1 if self.window == "auto" else self.window
+        return [main, *(size for size in self.sweep if size != main)]
 
     def fingerprint(self) -> dict[str, Any]:
         return self.model_dump(mode="json", exclude={"batch"})
@@ -71,8 +77,9 @@ class AttentionKnockout(Analysis):
         prompts, depth = getattr(data, "prompts", None), subject.layers
         known = prompts is not None
         prompts = prompts if prompts is not None else 1000
-        cells = len(self.sets) * depth * len(self.sizes)
-        left = [depth - max(0, centre - size // 2) for size in self.sizes for centre in range(depth)]
+        sizes = self.sizes(depth)
+        cells = len(self.sets) * depth * len(sizes)
+        left = [depth - max(0, centre - size // 2) for size in sizes for centre in range(depth)]
         share, at_once = sum(left) / (depth * len(left)), len(self.sets) * depth * self.batch
         tokens = Work(
             f"{cells} cells a prompt, one token each, from its window's first layer on",

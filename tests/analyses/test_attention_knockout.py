@@ -104,6 +104,19 @@ def test_bands_are_percentiles_of_resampled_means_and_have_a_seed() -> None:
     assert np.array_equal(again, weights) and not np.array_equal(flow_means.resampled(200, 2000, 8), weights)
 
 
+def test_windows_are_by_themselves_a_fifth_of_the_layers() -> None:
+    """As published for GPT-2 XL and GPT-J; a model of four layers is cut layer by layer."""
+    spec = AttentionKnockout(sweep=[1, 9])
+    assert [spec.sizes(depth)[0] for depth in (48, 28, 12, 4, 1)] == [9, 5, 3, 1, 1]
+    assert spec.sizes(48) == [9, 1] and spec.sizes(28) == [5, 1, 9] and spec.sizes(4) == [1, 9]
+    assert AttentionKnockout(window=7).sizes(4) == [7]
+    assert [spec.map_size(depth) for depth in (48, 4)] == [10, 2]
+    assert AttentionKnockout(map_window=1).map_size(48) == 1
+    one, same = (found(window=window, sweep=[3]) for window in ("auto", 1))
+    assert np.array_equal(one.arrays["sweep_mean"].values, same.arrays["sweep_mean"].values)
+    assert one.arrays["sweep_mean"].labels("window") == [1, 3]
+
+
 def test_places_are_split_and_a_missing_one_is_nan() -> None:
     result = found()
     mean, change = result.arrays["place_mean"], result.arrays["relative_change"].values
