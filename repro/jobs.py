@@ -33,7 +33,7 @@ _WHY = {
 class View:
     """A job as one looks at it. state: one of `STATES`. line: why it waits or failed, or the last it said.
 
-    over: the job is not in the queue any more, and has no result (yet).
+    over: the job is not in the queue any more, and has no result (yet). answered: whether SLURM was heard.
     """
 
     directory: Path
@@ -46,6 +46,7 @@ class View:
     line: str = ""
     note: str = ""
     over: bool = False
+    answered: bool = True
 
 
 def find(runs_dir: Path) -> list[Path]:
@@ -70,12 +71,28 @@ def views(directories: Sequence[Path], final: Collection[Path] = ()) -> list[Vie
         if (job_id := job_id_of(directory)) and not tasks.is_done(directory)
     }
     known = slurm.states(list(open_ids.values()))
-    found = []
-    for directory in directories:
+    found = {}
+    for directory in _needs_first(directories):
         job_id = open_ids.get(directory)
         state = known.get(job_id) if known is not None and job_id else None
-        found.append(_view(directory, state, known is not None, directory in final))
-    return found
+        found[directory] = _view(directory, state, known is not None, directory in final)
+    return [found[directory] for directory in directories]
+
+
+def _needs_first(directories: Sequence[Path]) -> list[Path]:
+    """Each after what it needs, so that what is not started finds written why."""
+    left, order = set(directories), []
+
+    def add(directory: Path) -> None:
+        if directory in left:
+            left.remove(directory)
+            for need in RunDirectory(directory).job().get("needs", []):
+                add(Path(need))
+            order.append(directory)
+
+    for directory in directories:
+        add(directory)
+    return order
 
 
 def _view(directory: Path, state: JobState | None, answered: bool, final: bool) -> View:
@@ -85,7 +102,7 @@ def _view(directory: Path, state: JobState | None, answered: bool, final: bool) 
 
     def view(name: str, line: str | None = "", over: bool = False) -> View:
         progress = status.step, status.total, status.eta
-        return View(directory, title, job_id, name, *progress, line or "", status.note or "", over)
+        return View(directory, title, job_id, name, *progress, line or "", status.note or "", over, answered)
 
     if tasks.is_done(directory):
         return view("done")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -42,6 +43,8 @@ def _show(runs_dir: Path) -> int:
     if not views:
         print(f"nothing was submitted from {runs_dir}")
         return 0
+    if not views[0].answered:
+        print("SLURM does not answer: this is what the run directories say", file=sys.stderr)
     console = Console()
     if not console.is_terminal:
         console.width = max(console.width, 200)  # for grep, not for eyes

@@ -101,10 +101,15 @@ def test_a_dead_job_is_not_running_for_ever(
     assert status.state == "failed" and expected in str(status.reason)
 
 
-def test_slurm_that_does_not_answer_fails_no_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_slurm_that_does_not_answer_fails_no_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
     monkeypatch.setattr(slurm, "states", lambda ids: None)
     run = submitted(tmp_path, "41", "running")
     assert look(run, run).state == "running" and not look(run).over
+    assert jobs_command.main([], tmp_path) == 0
+    shown = capsys.readouterr()
+    assert "41" in shown.out and "SLURM does not answer" in shown.err
 
 
 def test_what_is_not_started_says_what_failed(tmp_path: Path, known: Known) -> None:
@@ -114,6 +119,19 @@ def test_what_is_not_started_says_what_failed(tmp_path: Path, known: Known) -> N
     known["41"] = JobState("41", "CANCELLED", "DependencyNeverSatisfied")
     assert look(run).state == "queued"
     assert look(run, run).line == "not started: run 40 failed: out of luck"
+
+
+def test_what_is_not_started_says_what_failed_in_whatever_order_they_are_found(
+    tmp_path: Path, known: Known
+) -> None:
+    """A run's directory comes before those of its shards; both are seen to be over at the same time."""
+    run, shard = submitted(tmp_path, "41"), submitted(tmp_path, "42")
+    write_json(run / "job.json", {**RunDirectory(run).job(), "needs": [str(shard)]})
+    known["41"] = JobState("41", "CANCELLED", "DependencyNeverSatisfied")
+    known["42"] = JobState("42", "CANCELLED")
+    first, second = jobs.views([run, shard], [run, shard])
+    assert second.line.startswith("job 42 was cancelled")
+    assert first.line == f"not started: run 42 failed: {second.line}"
 
 
 def test_selecting_jobs(tmp_path: Path, known: Known) -> None:
