@@ -128,7 +128,8 @@ def from_hydra(cfg: Any, choices: Mapping[str, str | None], overrides: Sequence[
         given = [
             line.split("=")[0].lstrip("+")[len("hardware.") :] for line in overrides if "hardware." in line
         ]
-        plain["hardware"] = with_site(plain["hardware"], chosen.get("hardware", ""), given)
+        profile, profiles = chosen.get("hardware", ""), listing.choices(ROOT, "hardware")
+        plain["hardware"] = with_site(plain["hardware"], profile, given, profiles)
     parsed = parse({str(key): value for key, value in plain.items()})
     if parsed["paper"].slug != slug:
         raise UserError(f"paper.slug: conf/paper/{slug}/ sets {parsed['paper'].slug!r}; expected {slug!r}")

@@ -8,7 +8,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, ValidationInfo, field_validator
 
 from repro.errors import UserError
 from repro.specs import Spec
@@ -16,7 +16,10 @@ from repro.specs import Spec
 Count = Annotated[int, Field(ge=1)]
 Natural = Annotated[int, Field(ge=0)]
 _TIME = re.compile(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?")
-_SECRET_LINE = re.compile(r"(?i)(key|token|secret|password)\w*\s*=")
+# A variable or an option with such a name, or what W&B's and Hugging Face's keys look like.
+_SECRET_LINE = re.compile(
+    r"(?i)(key|token|secret|password)\w*\s*=|--(token|password)\b|\b[0-9a-f]{40}\b|\bhf_\w{20}"
+)
 
 
 class Site(Spec):
@@ -43,16 +46,16 @@ class Site(Spec):
     shared: list[str] = []
     options: dict[str, str | int | float | bool] = {}
 
-    @field_validator("setup")
+    @field_validator("setup", "options")
     @classmethod
-    def _no_secret(cls, lines: list[str]) -> list[str]:
-        for line in lines:
-            if _SECRET_LINE.search(line):
+    def _no_secret(cls, given: Any, info: ValidationInfo) -> Any:
+        for line in given.values() if isinstance(given, Mapping) else given:
+            if _SECRET_LINE.search(str(line)):
                 raise UserError(
-                    "setup: a line sets something that looks like a secret, and would be written into every"
-                    " job script. Set it in your own environment instead: SLURM passes that on"
+                    f"{info.field_name}: a line sets something that looks like a secret, and would be written"
+                    " into every job script. Set it in your own environment instead: SLURM passes that on"
                 )
-        return lines
+        return given
 
 
 class SiteFile(Site):
@@ -163,14 +166,23 @@ def read_site(path: Path, required: bool) -> SiteFile:
     return SiteFile.parse(content, f"site file {path}:")
 
 
-def with_site(hardware: dict[str, Any], profile: str, given: Collection[str]) -> dict[str, Any]:
+def with_site(
+    hardware: dict[str, Any], profile: str, given: Collection[str], profiles: Collection[str]
+) -> dict[str, Any]:
     """A SLURM profile with the site's names filled in; anything else as it is.
 
-    given: the keys of `hardware` set on the command line, which nothing replaces.
+    given: the keys of `hardware` set on the command line, which nothing replaces. profiles: those there are.
+    Raises `UserError` for a wrong site file, or one that names others.
     """
     if hardware.get("executor") != "slurm":
         return hardware
     site = read_site(site_path(), required="REPRO_SITE" in os.environ)
+    unknown = sorted(set(site.profiles) - set(profiles))
+    if unknown:
+        raise UserError(
+            f"site file {site_path()}: profiles: there is no hardware={unknown[0]}. Valid names:"
+            f" {', '.join(sorted(profiles))}"
+        )
     filled = dict(hardware)
     for part in (site, site.profiles.get(profile, Site())):
         for key in part.model_fields_set - {"profiles"} - set(given):

@@ -129,6 +129,9 @@ def test_the_site_file_in_the_home_directory(
         ("- x\n", "expected keys and values"),
         ("a: [\n", "cannot be read"),
         ("setup: ['export WANDB_API_KEY=abc']\n", "looks like a secret"),
+        (f"setup: ['wandb login {'0123456789' * 4}']\n", "looks like a secret"),
+        ("options: {export: 'ALL,HF_TOKEN=abc'}\n", "options: a line sets"),
+        ("profiles: {slurm_a1000: {partition: x}}\n", "no hardware=slurm_a1000. Valid names: "),
         (None, "cannot be read"),
     ],
 )
