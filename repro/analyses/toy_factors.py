@@ -21,6 +21,7 @@ from jaxtyping import Array, Bool, Float
 from repro.analyses.specs import ToyFactors
 from repro.data.random_streams import published_streams
 from repro.errors import UserError
+from repro.models import jax_device
 from repro.results import NamedArray, Result
 
 FACTORS = ("a", "b", "c")
@@ -106,6 +107,7 @@ def run(
     iteration with a loss below a tenth of its start (infinite if never), and loss and progress at
     `report_at`.
     """
+    jax_device.check()
     truth, start = starting_factors(spec.seed, spec.dimension)
     clamped = np.array([[factor in held for factor in FACTORS] for held in spec.conditions.values()])
     curves = {

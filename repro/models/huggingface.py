@@ -40,7 +40,7 @@ def load(spec: HuggingFace, hardware: Mapping[str, Any], store: Path | None = No
     checkpoint that cannot be reached, and a GPU that is not there.
     """
     kind = _model_type(spec)
-    device = _device(hardware["device"])
+    device = device_of(hardware["device"])
     spread = {"device_map": hardware["device_map"]} if hardware.get("device_map") else {}
     try:
         from transformers import AutoModelForCausalLM
@@ -118,7 +118,8 @@ def _attention(wanted: str, kind: str) -> str:
     return "sdpa" if wanted == "auto" else wanted
 
 
-def _device(wanted: str) -> str:
+def device_of(wanted: str) -> str:
+    """cpu or cuda, of what a hardware profile says. Raises `UserError` for a GPU that is not there."""
     available = torch.cuda.is_available()
     if wanted == "cuda" and not available:
         raise UserError(

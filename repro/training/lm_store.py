@@ -41,6 +41,7 @@ WEIGHTS = "model.safetensors"
 
 def load(spec: Organism, hardware: Mapping[str, Any], store: Path) -> LanguageModel:
     """The trained model on the device of the hardware profile; if need be, it is trained first."""
+    huggingface.device_of(hardware["device"])  # refused before it is trained
     path = str(ensure(spec, store))
     found = HuggingFace(path=path, dtype=spec.dtype, attention=spec.attention)
     return huggingface.load(found, hardware, store)

@@ -17,6 +17,7 @@ from repro import stopping
 from repro.data.features import Features
 from repro.data.splits import class_ranges, exemplar_ranges
 from repro.errors import UserError
+from repro.models import jax_device
 from repro.progress import Progress, progress
 from repro.recorder import Recorder, Tail
 from repro.training import loop, places, store
@@ -41,6 +42,7 @@ def train_all(
     workers: processes at a time; 0 trains in this process. One that fails does not stop the others;
     then `UserError` names it, and the same command goes on with what is missing.
     """
+    jax_device.check()
     for plan in plans.values():
         _check_splits(plan, features)
     directories = {name: places.folder(folder, plan) for name, plan in plans.items()}

@@ -17,6 +17,7 @@ from repro.data.features import Features, load
 from repro.errors import UserError
 from repro.interventions import icl_manipulations
 from repro.interventions.icl_manipulations import Forward
+from repro.models import jax_device
 from repro.models.icl_init import init
 from repro.models.icl_transformer import IclTransformerModel
 from repro.models.weights import load_weights, save_weights
@@ -112,6 +113,7 @@ def train(directory: Path, progress: Callable[[int, int], None] = lambda step, t
 
     Another process that trains it is waited for. progress: told the step and the number of steps.
     """
+    jax_device.check()
     plan = Plan.from_json((directory / PLAN).read_text())
     run = RunDirectory(directory)
     with run.lock(wait=True):
