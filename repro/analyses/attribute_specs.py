@@ -98,7 +98,7 @@ class EarlyPatching(_OfPrompts):
 
     def cost(self, subject: Any, data: Any) -> Cost:
         """Queries, keys and values of every row for each source, in place of whole passes."""
-        projected = (1 + len(self.sources)) * 1.5 * TOKENS * subject.layers * subject.attention_weights
+        projected = len(self.sources) * 1.5 * TOKENS * subject.layers * subject.attention_weights
         return self._cost(subject, data, (), subject.layers * (1 + 3 * len(self.sources)), projected)
 
 

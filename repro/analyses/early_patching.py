@@ -20,7 +20,7 @@ from repro.analyses import lm_inputs as lm
 from repro.analyses.attribute_specs import EarlyPatching
 from repro.analyses.fact_inputs import Asked, ask, common_arrays, common_scalars
 from repro.errors import UserError
-from repro.interventions.early_rows import SETS, hidden_places, patched_outputs
+from repro.interventions.early_rows import SETS, Clean, patched_outputs
 from repro.interventions.lm_run import run as forward
 from repro.interventions.vocabulary_projection import Vocabulary
 from repro.models.language_model import LanguageModel
@@ -97,10 +97,10 @@ def merge(parts: Sequence[Result], spec: EarlyPatching) -> Result:
 
 def _events(model: LanguageModel, vocabulary: Vocabulary, asked: Asked, sources: Sequence[int]) -> Tensor:
     """Whether each output names the answer, [B, 1 + source * set, layer]; the clean one first."""
-    places = hidden_places(model)
-    clean = forward(model, asked.facts.batch, reads=places, logits=None)
+    places = Clean.of(model, asked.facts)
+    clean = forward(model, asked.facts.batch, reads=places.reads, logits=None)
     found = [
-        vocabulary.ranks(patched_outputs(model, layer, clean, places, asked.facts, sources), asked.answer)
+        vocabulary.ranks(patched_outputs(layer, clean, places, asked.facts, sources), asked.answer)
         for layer in model.layers
     ]
     return torch.stack(found, dim=-1).transpose(0, 1) == 0

@@ -34,7 +34,8 @@ def run(subject: Any, data: Any, record: Any, directory: Path | None, spec: Voca
 
     Arrays: head_rank [prompt, layer, head], of the answer in E W_VO E^T at the row of the subject's last
     token, -1 in layers whose attention output does not name the answer; head_cases [layer, head], cases in
-    which the head has it below `spec.cut`; mapped [cut], % of cases (prompt, layer) with a head that has.
+    which the head has it below `spec.cut`; mapped [cut], % of cases (prompt, layer) with a head that has;
+    mapped_by_chance [cut], the same if every head ranked tokens at random.
     With units: unit_layer, unit_index, unit_weight [prompt, unit], the MLP units of highest |m| |v| at the
     last subject position (m: activation, v: value vector), and unit_words [prompt, unit, rank]; -1 and empty
     but for the first prompts. With words: writes_words and looks_for_words [word, head, rank], of W_VO and
@@ -59,7 +60,12 @@ def run_part(subject: Any, data: Any, directory: Path | None, spec: VocabularyWe
             bar.advance(len(index))
     prompts: dict[str, Any] = {"prompt": len(asked)}
     axes = {**prompts, "layer": list(range(model.depth)), "head": model.heads}
-    arrays = {**common_arrays(asked), "head_rank": lm.array(ranks, axes)}
+    chance = [100 * (1 - (1 - min(1.0, cut / model.vocabulary)) ** model.heads) for cut in spec.cuts]
+    arrays = {
+        **common_arrays(asked),
+        "head_rank": lm.array(ranks, axes),
+        "mapped_by_chance": NamedArray(np.array(chance), {"cut": list(spec.cuts)}, "%"),
+    }
     if spec.units and spec.examples:
         arrays.update(_units(model, vocabulary, asked, spec))
     if words:

@@ -82,7 +82,6 @@ def test_vectors_that_are_read_through_e_are_counted(spec: AttributesRate, vecto
 def test_early_states_cost_projections_and_no_passes() -> None:
     cost = EarlyPatching(sources=[0, 1]).cost(SHAPE, FactsToy(n=10))
     assert len(cost.works) == 2  # answers and clean readings
-    own = (
-        3 * 10 * 2 * (3 / 4) * SHAPE.attention_weights * 4
-    )  # q, k and v of ten tokens, three times, four layers
+    # q, k and v of ten tokens, of two sources, in four layers
+    own = 2 * 10 * 2 * (3 / 4) * SHAPE.attention_weights * 4
     assert cost.flops == pytest.approx(10 * (own + 4 * 7 * READ))

@@ -53,6 +53,8 @@ def test_ranks_are_those_of_the_whole_matrix_where_attention_extracts(kind: str)
     for cut in (1, 5, 10):
         assert result.scalars[f"mapped.{cut}"] == pytest.approx(100 * (cases < cut).mean())
     assert result.scalars["mapped"] == result.scalars["mapped.10"]
+    by_chance = result.arrays["mapped_by_chance"].select(cut=5).values
+    assert float(by_chance) == pytest.approx(100 * (1 - (56 / 61) ** 4))
     assert result.arrays["head_cases"].values.sum() == ((ranks >= 0) & (ranks < 10)).sum()
 
 

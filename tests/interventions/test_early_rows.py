@@ -8,7 +8,7 @@ from models.tiny_models import KINDS, tiny
 
 from repro.data.facts_records import Fact
 from repro.data.facts_tokens import FactBatch, tokenise
-from repro.interventions.early_rows import SETS, hidden_places, patched_outputs
+from repro.interventions.early_rows import SETS, Clean, patched_outputs
 from repro.interventions.lm_edits import At, Transform
 from repro.interventions.lm_run import run
 
@@ -23,10 +23,11 @@ def facts() -> FactBatch:
 @pytest.mark.parametrize("kind", KINDS)
 def test_equal_to_a_run_with_the_rows_replaced(kind: str) -> None:
     model, asked, sources = tiny(kind, dtype=torch.float64), facts(), [0, 1, 2]
-    places = hidden_places(model)
-    clean = run(model, asked.batch, reads=places, logits=None)
+    reads = Clean.of(model, asked)
+    places = reads.hidden
+    clean = run(model, asked.batch, reads=reads.reads, logits=None)
     for layer in model.layers:
-        found = patched_outputs(model, layer, clean, places, asked, sources)
+        found = patched_outputs(layer, clean, reads, asked, sources)
         read = At("attn_out", layer.index, positions=asked.end)
         slow = [run(model, asked.batch, reads=[read], logits=None)[read][:, 0]]
         for source in sources:
