@@ -34,7 +34,7 @@ def sweep_cost(
     senders = shape.layers * (shape.heads + 1) + groups
     said = (f"{prompts:,} prompts" + ("" if known else " assumed, since only the file tells")
             + f" of {TOKENS} tokens (assumed), {senders:,} senders each, MLPs: {spec.mlps}")  # fmt: skip
-    lines = [said]
+    lines = [said, f"{flops / 1e12:.3g} TFLOP beside those runs, for changes on their way"]
     if any(is_class(one) for stages in sweeps for stage in stages for one in stage):
         lines.append("where heads that the run finds will lie is not known: the layer that costs most")
     return Cost((caches,), flops, tuple(lines))
