@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
+import os
 import platform
 import re
 import socket
@@ -69,9 +70,16 @@ def code(folder: Path) -> dict[str, Any]:
     if commit is None or changes is None:
         return {"commit": None, "dirty": None, "diff_sha256": None}
     dirty = bool(changes.strip())
-    difference = (_git(folder, "diff", "HEAD", "--binary") or b"") + changes
+    difference = (_git(folder, "diff", "HEAD", "--binary") or b"") + changes + _new_code(folder)
     sha = hashlib.sha256(difference).hexdigest() if dirty else None
     return {"commit": commit.decode().strip(), "dirty": dirty, "diff_sha256": sha}
+
+
+def _new_code(folder: Path) -> bytes:
+    """What is in code and config files that git does not know yet: their names alone would hide an edit."""
+    names = _git(folder, "ls-files", "--others", "--exclude-standard", "-z", "--", "*.py", "*.yaml") or b""
+    found = [folder / os.fsdecode(name) for name in sorted(names.split(b"\0")) if name]
+    return b"".join(hashlib.sha256(path.read_bytes()).digest() for path in found if path.is_file())
 
 
 def difference(submitted: Mapping[str, Any], started: Mapping[str, Any]) -> str | None:

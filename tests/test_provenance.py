@@ -31,7 +31,10 @@ def test_commit_and_dirty_state(tmp_path):
         dirty = provenance.code(tmp_path)
         assert dirty["dirty"] is True and dirty["commit"] == clean["commit"]
         shas.add(dirty["diff_sha256"])
-    assert len(shas) == 2
+    for text in ("4", "5"):  # a file that git does not know yet
+        (tmp_path / "new.py").write_text(text)
+        shas.add(provenance.code(tmp_path)["diff_sha256"])
+    assert len(shas) == 4
 
 
 def test_words_that_look_like_secrets_are_left_out():
