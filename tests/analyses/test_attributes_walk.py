@@ -1,0 +1,44 @@
+"""Analyses of attributes from the command line to saved arrays, on a checkpoint and prompts of one's own."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from analyses.fact_cases import PROMPTS
+from models.tiny_models import tiny
+
+from repro import config
+from repro.errors import UserError
+from repro.pipeline import run as walk
+from repro.results import load
+
+AXES = {
+    "attribute_extraction": ("top_tokens", ["prompt", "layer", "sublayer", "rank"]),
+    "early_patching": ("event", ["prompt", "source", "set", "layer"]),
+    "vocabulary_weights": ("head_rank", ["prompt", "layer", "head"]),
+}
+
+
+def composed(folder: Path, project: Path, *given: str) -> config.Config:
+    tiny("opt").hf.save_pretrained(folder / "model")
+    lines = [json.dumps({"tokens": ids, "subject": list(span)}) for ids, span in PROMPTS]
+    (folder / "prompts.jsonl").write_text("\n".join(lines))
+    own = ["model=hf", f"model.path={folder / 'model'}", "data=prompts_file"]
+    places = [f"data.path={folder / 'prompts.jsonl'}", f"runs_dir={folder / 'runs'}"]
+    return config.compose(["paper/invented=first", *own, *places, *given], root=project)
+
+
+@pytest.mark.parametrize("kind", list(AXES))
+def test_from_the_command_line_to_arrays(tmp_path: Path, project: Path, kind: str) -> None:
+    more = ["analysis.sources=[0,1]"] if kind == "early_patching" else []
+    made = composed(tmp_path, project, f"analysis={kind}", *more)
+    assert walk(made) == 0
+    name, axes = AXES[kind]
+    assert list(load(made.directory).arrays[name].axes) == axes
+
+
+def test_rates_ask_for_paragraphs_and_a_tokenizer(tmp_path: Path, project: Path) -> None:
+    with pytest.raises(UserError, match="no tokenizer"):
+        walk(composed(tmp_path, project, "analysis=attributes_rate"))
