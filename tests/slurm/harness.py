@@ -9,11 +9,13 @@ import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from slurm.box import Box
+from slurm.processes import BoxError
 from wandb_reader import records
 
 from repro.run_directory import RunDirectory, Status
@@ -167,7 +169,8 @@ def frozen_until_its_warning(cluster: Cluster) -> tuple[Cluster, RunDirectory]:
     cluster.box.ask("scancel", "--signal=STOP", job)
     minutes, seconds = cluster.box.job(job)["RunTime"].split(":")[-2:]
     time.sleep(max(0, 40 - 60 * int(minutes) - int(seconds)))
-    cluster.box.ask("scancel", "--signal=CONT", job)
+    with suppress(BoxError):  # the warning itself wakes it; a job that is back in the queue takes no signal
+        cluster.box.ask("scancel", "--signal=CONT", job)
     return cluster, run
 
 
