@@ -12,6 +12,8 @@ from pydantic import BeforeValidator, Field, PositiveInt, model_validator
 
 from repro.analyses.circuit_specs import LmAnalysis
 from repro.analyses.head_specs import LmHead, Name, Natural, Node
+from repro.analyses.prompt_costs import one_pass, patching_cost
+from repro.costs import Cost
 from repro.specs import Spec
 
 UNTOUCHED = "untouched"
@@ -21,7 +23,17 @@ STREAM = ("resid_pre", "resid_post", "attn_out", "mlp_out")
 HEADS = ("z", "q", "k", "v", "pattern")
 
 
-class LogitDifference(LmAnalysis):
+class _OnePass(LmAnalysis):
+    """What is read from one run over the prompts."""
+
+    batch: PositiveInt = 64
+
+    def cost(self, subject: Any, data: Any) -> Cost:
+        """Every prompt once."""
+        return one_pass(data, self.batch)
+
+
+class LogitDifference(_OnePass):
     """How well the answer is told from the wrong token, and where heads look from the last token.
 
     which: the clean or the corrupt prompts. queries, keys: positions between which attention is measured;
@@ -56,8 +68,12 @@ class ActivationPatching(LmAnalysis):
     layers: list[Natural] | None = None
     batch: PositiveInt = 64
 
+    def cost(self, subject: Any, data: Any) -> Cost:
+        """Each layer, head and place in turn, from its layer on."""
+        return patching_cost(subject, data, self, HEADS)
 
-class LogitAttribution(LmAnalysis):
+
+class LogitAttribution(_OnePass):
     """What each part writes along answer minus wrong at END, directly.
 
     norm: what stands for the final norm. frozen: its scale as it was in the run, so that all parts sum to
@@ -71,7 +87,7 @@ class LogitAttribution(LmAnalysis):
     batch: PositiveInt = 64
 
 
-class AttentionWriting(LmAnalysis):
+class AttentionWriting(_OnePass):
     """Attention of heads to a name against what they write along that name, prompt by prompt.
 
     names: label -> positions whose attention is summed; the name is the token at the first of them.
@@ -132,7 +148,7 @@ class Knockouts(LmAnalysis):
         return self
 
 
-class AttentionPatterns(LmAnalysis):
+class AttentionPatterns(_OnePass):
     """Attention between named positions, plain and times the norm of the value at the key; whole patterns.
 
     heads: null is all. panels: prompts (from 0) whose whole patterns are kept, with their tokens.

@@ -11,11 +11,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from repro.analyses.head_specs import is_class
+from repro.analyses.prompt_costs import TOKENS, prompts_of
 from repro.costs import Cost, Work
 from repro.interventions.path_patching_nodes import ALL, parse_receiver
 
-TOKENS = 20  # of a prompt; only the tokenizer knows
-PROMPTS = 200  # where only the file tells
 END = "END"
 
 
@@ -26,14 +25,12 @@ def sweep_cost(
 
     A receiver that is the name of a class lies in the layer in which it costs most. groups: senders beside.
     """
-    known = getattr(data, "n", None)
-    prompts = known or PROMPTS
+    prompts, said = prompts_of(data)
     caches = Work("clean and corrupt runs", prompts, TOKENS, forwards=2 * len(sweeps), unembedded=0,
                   batch=prompts)  # fmt: skip
     flops = prompts * sum(_a_prompt(shape, stages, spec, groups) for stages in sweeps)
     senders = shape.layers * (shape.heads + 1) + groups
-    said = (f"{prompts:,} prompts" + ("" if known else " assumed, since only the file tells")
-            + f" of {TOKENS} tokens (assumed), {senders:,} senders each, MLPs: {spec.mlps}")  # fmt: skip
+    said += f", {senders:,} senders each, MLPs: {spec.mlps}"
     lines = [said, f"{flops / 1e12:.3g} TFLOP beside those runs, for changes on their way"]
     if any(is_class(one) for stages in sweeps for stage in stages for one in stage):
         lines.append("where heads that the run finds will lie is not known: the layer that costs most")
