@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from repro.errors import UserError
 from repro.models.language_model import LanguageModel
@@ -48,16 +49,17 @@ def load(spec: HuggingFace, hardware: Mapping[str, Any], store: Path | None = No
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             spec.path, revision=spec.revision or "main", dtype=getattr(torch, spec.dtype),
             use_safetensors=True, attn_implementation=_attention(spec.attention, kind),
-            output_loading_info=True, **spread,
+            output_loading_info=True, ignore_mismatched_sizes=True, **spread,
         )  # fmt: skip
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise _unreachable(spec.path, error) from None
     hf, report = loaded
     if report["missing_keys"] or report["mismatched_keys"]:
         # The library fills these with random numbers, and only warns.
         lacking = sorted([*report["missing_keys"], *(str(one[0]) for one in report["mismatched_keys"])])
         raise UserError(
-            f"model.path: {spec.path} lacks weights that its config.json asks for: {', '.join(lacking[:3])}"
+            f"model.path: {spec.path} lacks weights that its config.json asks for, or has them in other"
+            f" shapes: {', '.join(lacking[:3])}"
             f" ({len(lacking)} in all). Give a whole checkpoint, with the config it was saved with"
         )
     if not spread:
@@ -82,7 +84,10 @@ def _model_type(spec: HuggingFace) -> str:
                 f"model.path: {folder} has no config.json. Give a folder written by save_pretrained"
             )
         _check_weights(folder)
-        kind = json.loads(config.read_text()).get("model_type", "unknown")
+        try:
+            kind = json.loads(config.read_text(encoding="utf-8")).get("model_type", "unknown")
+        except (ValueError, AttributeError) as error:
+            raise UserError(f"model.path: {config} is no config of a model: {error}") from None
     else:
         from transformers import AutoConfig
 

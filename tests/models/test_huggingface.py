@@ -81,6 +81,25 @@ def test_weights_that_do_not_belong_to_the_config_are_refused(tmp_path):
         load(spec(tmp_path), CPU)
 
 
+def test_weights_of_other_shapes_are_refused(tmp_path):
+    tiny("gpt2").hf.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "vocab_size": 70}))
+    with pytest.raises(UserError, match="in other shapes: .*transformer.wte.weight"):
+        load(spec(tmp_path), CPU)
+
+
+def test_damaged_files_are_named(tmp_path):
+    tiny("gpt2").hf.save_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(b"half a file")
+    with pytest.raises(UserError, match="cannot be loaded: Error while deserializing"):
+        load(spec(tmp_path), CPU)
+    for content in ("{half", "[]"):
+        (tmp_path / "config.json").write_text(content)
+        with pytest.raises(UserError, match="config.json is no config of a model"):
+            load(spec(tmp_path), CPU)
+
+
 def test_a_name_that_cannot_be_reached(monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(UserError, match="no-such/model cannot be loaded.*\n.*model.path=FOLDER"):
