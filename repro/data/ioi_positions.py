@@ -136,14 +136,25 @@ def _encode(tokenizer: Any, texts: Sequence[str]) -> dict[str, list[int]]:
             "data: prompts are text and this model has no tokenizer. Put its tokenizer files into the model's"
             " folder, or give token ids with data=token_pairs data.path=PAIRS.json"
         )
-    wanted, found = [text for text in texts if text], []
-    if hasattr(tokenizer, "encode_batch"):
-        found = [each.ids for each in tokenizer.encode_batch(wanted, add_special_tokens=False)]
-    elif callable(tokenizer):
-        found = cast(Any, tokenizer)(wanted, add_special_tokens=False)["input_ids"]
-    else:
-        found = [tokenizer.encode(text, add_special_tokens=False) for text in wanted]
+    wanted = [text for text in texts if text]
+    try:
+        found = _ids(tokenizer, wanted)
+    except Exception as error:
+        if type(error) is not Exception:  # the tokenizers library raises Exception itself
+            raise
+        raise UserError(
+            f"data: this model's tokenizer cannot encode {wanted[0]!r} and the like: {error}. Give words that"
+            " it knows with data.words=FILE.json, or token ids with data=token_pairs data.path=PAIRS.json"
+        ) from None
     return {"": [], **dict(zip(wanted, map(list, found), strict=True))}
+
+
+def _ids(tokenizer: Any, texts: Sequence[str]) -> list[Sequence[int]]:
+    if hasattr(tokenizer, "encode_batch"):
+        return [each.ids for each in tokenizer.encode_batch(texts, add_special_tokens=False)]
+    if callable(tokenizer):
+        return cast(Any, tokenizer)(texts, add_special_tokens=False)["input_ids"]
+    return [tokenizer.encode(text, add_special_tokens=False) for text in texts]
 
 
 def _cuts(text: str, spans: Mapping[str, tuple[int, int]]) -> dict[str, int]:

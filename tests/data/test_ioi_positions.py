@@ -21,6 +21,7 @@ from repro.data.specs import Ioi
 from repro.data.text_specs import FLIPS
 from repro.data.word_tokenizer import WordTokenizer
 from repro.errors import UserError
+from repro.training.lm_tokenizer import build
 
 FAMILIES = ("standard", "long", "late", "early", "three_names")
 REAL = Path(os.environ.get("REPRO_TEST_TOKENIZERS", "nowhere")) / "gpt2"
@@ -210,3 +211,10 @@ def test_published_words_are_single_tokens_of_gpt2() -> None:
         key: set((late.positions[key] - early.positions[key]).tolist()) for key in ("IO", "S1", "S2", "END")
     }
     assert moves == {"IO": {1}, "S1": {1}, "S2": {0}, "END": {0}}
+
+
+def test_a_tokenizer_without_a_token_for_unknown_words() -> None:
+    """As trained models of small worlds have it; the library then raises a bare Exception."""
+    words = build(["<s>", "Mary", "John", "and"], "<s>")
+    with pytest.raises(UserError, match="cannot encode .*UNK.*data.words=FILE.json"):
+        tokenise(draw(family("standard")[:1], PUBLISHED, 2, 0), words)
