@@ -12,7 +12,7 @@ from repro.analyses.circuit_specs import LmAnalysis
 from repro.analyses.circuits import Circuit
 from repro.analyses.head_specs import CLASS, is_class
 from repro.analyses.lm_circuit_specs import FindCircuit
-from repro.errors import NotApplicable
+from repro.errors import NotApplicable, UserError
 from repro.models.language_model import LanguageModel
 
 Spec = TypeVar("Spec", bound=LmAnalysis)
@@ -37,7 +37,13 @@ def in_heads(spec: Spec, subject: Any, data: Any) -> tuple[Spec, dict[str, str]]
     replaced = {key: _walk(value, circuit, model, f"analysis.{key}") for key, value in asked.items()}
     replaced = _without_lost(asked, replaced)
     named = {} if circuit is None else {name: _words(nodes) for name, nodes in circuit.classes.items()}
-    return type(spec).parse({**plain, **replaced}, "analysis"), named
+    try:
+        return type(spec).parse({**plain, **replaced}, "analysis"), named
+    except UserError as error:
+        if circuit is None or circuit.source != circuit_search.FOUND:
+            raise
+        # Nobody chose these heads, so that they do not fit the question is an answer and no mistake.
+        raise NotApplicable(f"with the heads that the search found here, {error}") from None
 
 
 def _circuit(spec: LmAnalysis, model: LanguageModel, data: Any) -> Circuit:

@@ -113,6 +113,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "float head": ({"groups": {"a": [9.1]}}, "without quotes"),
     "after the logits": ({"then": [["1.0.q"]]}, "nothing comes after the logits"),
     "downwards": ({"receivers": ["2.0.q"], "then": [["1.0.q"]]}, "lower layers first"),
+    "first layer": ({"receivers": ["0.0.q", "0.1.v"]}, "all effects would be 0"),
     "above": ({"receivers": ["1.0.q"], "groups": {"a": ["2.0"]}}, "above receivers"),
 }
 
@@ -122,6 +123,11 @@ def test_what_cannot_be_is_refused_before_anything_is_loaded(case: str) -> None:
     settings, message = BAD[case]
     with pytest.raises(UserError, match=message):
         Analysis.choose({"kind": "path_patching", **settings}, "analysis")
+
+
+def test_the_embedding_sends_into_the_first_layer() -> None:
+    result = found(receivers=["0.0.q"], groups={"embedding": ["embedding"]})
+    assert (result.arrays["per_prompt"].values == 0).all() and result.scalars["group.embedding"] != 0
 
 
 def test_rows_are_no_part_of_a_runs_hash() -> None:
