@@ -37,7 +37,7 @@ SMALL = {
 # Language models have the shape that the paper speaks of, so that its heads are there, but are narrow.
 SMALL_LM = {
     "data": {"n": 8},
-    "model": {"depth": 12, "heads": 12, "width": 24},
+    "model": {"depth": 12, "heads": 12, "width": 24, "local_layers": 0},
     "analysis": {**SMALL["analysis"], "greedy": {"candidates": 2, "steps": 1, "runs": 1, "keep": 1}},
 }
 
@@ -114,8 +114,10 @@ def untrained(spec: Any) -> Any:
     from repro.data.lm_tasks import build as task_of
     from repro.models.huggingface import wrap
     from repro.models.organism import build
+    from repro.training import lm_tokenizer
 
-    return wrap(build(spec, len(task_of(spec.task).vocabulary), 0, 0))
+    task = task_of(spec.task)
+    return wrap(build(spec, len(task.vocabulary), 0, 0), lm_tokenizer.build(task.vocabulary, task.start))
 
 
 @cache

@@ -20,6 +20,7 @@ from repro.data.paragraph_specs import Paragraphs
 Natural = Annotated[int, Field(ge=0)]
 Reweight = Literal["released", "renormalised"]
 Position = Literal["subject-last", "subject-first", "following", "last", "first"]
+DEPTH = 48  # layers of GPT-2 XL, for which the defaults below were published
 POSITIONS: tuple[Position, ...] = ("subject-last", "subject-first", "following", "last", "first")
 
 
@@ -53,6 +54,12 @@ class _OfPrompts(Analysis):
             (f"prompts taken as {TOKENS} tokens long; each reads {projections:,.0f} vectors through E",)
             + (() if known else (f"taken as {prompts} prompts: how many there are, the file tells",)),
         )
+
+    def _fitted(self, **fitting: Any) -> tuple[Self, dict[str, str]]:
+        """With values that fit the model at hand, where the defaults do not and no others were given."""
+        fields = type(self).model_fields
+        left = {name: value for name, value in fitting.items() if getattr(self, name) == fields[name].default}
+        return self.model_copy(update=left), {name: str(value) for name, value in left.items()}
 
 
 class AttributeExtraction(_OfPrompts):
@@ -96,6 +103,12 @@ class EarlyPatching(_OfPrompts):
     kind: Literal["early_patching"] = "early_patching"
     sources: Annotated[list[Natural], Field(min_length=1)] = [0, 1, 5, 10, 20]
 
+    def for_subject(self, subject: Any, data: Any) -> tuple[Self, dict[str, str]]:
+        """Small models have fewer layers than the published ones: then all of them."""
+        if subject.depth > max(self.sources):
+            return self, {}
+        return self._fitted(sources=list(range(subject.depth)))
+
     def cost(self, subject: Any, data: Any) -> Cost:
         """Queries, keys and values of every row for each source, in place of whole passes."""
         projected = len(self.sources) * 1.5 * TOKENS * subject.layers * subject.attention_weights
@@ -119,6 +132,10 @@ class _Rate(_OfPrompts):
         if self.top > self.pool:
             raise ValueError(f"top: {self.top} tokens cannot be counted of a pool of {self.pool}")
         return self
+
+    def for_subject(self, subject: Any, data: Any) -> tuple[Self, dict[str, str]]:
+        """Paragraphs of the small world have four words that count, of 195 in all."""
+        return self._fitted(pool=64, top=4) if getattr(data, "world", None) else (self, {})
 
     def fingerprint(self) -> dict[str, Any]:
         return {**super().fingerprint(), "paragraphs": self.paragraphs.fingerprint()}
@@ -158,6 +175,18 @@ class SublayerKnockout(_Rate):
     inclusive: bool = True
     knockout: Literal["released", "zero_subject_last", "zero_all"] = "released"
     early: Natural = 10
+
+    def for_subject(self, subject: Any, data: Any) -> tuple[Self, dict[str, str]]:
+        """Also with layers in proportion, if the model has not as many as were published."""
+        rated, named = super().for_subject(subject, data)
+        if subject.depth >= self.layer:
+            return rated, named
+        share = subject.depth / DEPTH
+        sized = {
+            name: max(1, int(value * share)) for name, value in (("layer", 40), ("width", 10), ("early", 10))
+        }
+        fitted, more = rated._fitted(**sized)
+        return fitted, {**named, **more}
 
     def window(self, start: int) -> list[int]:
         """Blocked layers of one start: all below `layer`."""
