@@ -24,12 +24,13 @@ RUN = "paper/induction_heads=formation"
 def opt(project: Path) -> Path:
     """A project in which model=opt is OPT-66B in 16 bits, and model=unknown nobody knows."""
     (project / "conf/model/opt.yaml").write_text(OPT)
+    (project / "conf/analysis/copies.yaml").write_text("kind: copy_scores\n")  # no pass of it is modelled
     (project / "conf/model/unknown.yaml").write_text(OPT.replace("facebook/opt-66b", "nobody/nothing-7b"))
     return project
 
 
 def with_model(project: Path, *overrides: str) -> Config:
-    return compose(["paper/invented=first", "model=opt", *overrides], project)
+    return compose(["paper/invented=first", "analysis=copies", "model=opt", *overrides], project)
 
 
 def profile(config: Config) -> Hardware:
@@ -43,7 +44,7 @@ def icl(tmp_path: Path, *overrides: str) -> Config:
 def test_opt_66b_on_eight_a100(opt: Path) -> None:
     one = estimate(with_model(opt, "hardware=slurm_8xa100"))
     assert (one.parameters, one.weights_bytes) == (65_719_701_504, 131_439_403_008)
-    # The toy analysis has no pass through the model: weights, and 2 GiB a GPU.
+    # No pass of this analysis is modelled: weights, and 2 GiB a GPU.
     assert one.memory_bytes == 131_439_403_008 + 8 * 2 * GIB
     assert one.host_bytes == pytest.approx(3 * GIB + 10e9)  # a process, CUDA, and one file of weights
     assert one.gpu_hours == pytest.approx(8 * one.seconds / 3600)
@@ -103,7 +104,7 @@ def test_host_memory_below_the_estimate_is_refused(opt: Path) -> None:
 
 def test_an_unknown_model_is_not_guessed(opt: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HOME", str(opt))
-    config = compose(["paper/invented=first", "model=unknown", "hardware=slurm_gpu"], opt)
+    config = compose(["paper/invented=first", "analysis=copies", "model=unknown", "hardware=slurm_gpu"], opt)
     one = estimate(config)
     assert one.parameters is None and one.memory_bytes is None and not one.known
     assert any("nobody/nothing-7b is neither a well-known name" in line for line in one.lines)
