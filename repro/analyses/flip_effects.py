@@ -49,7 +49,7 @@ def run(subject: Any, data: Any, record: Any, directory: Path | None, spec: Flip
 def _result(change: torch.Tensor, baseline: torch.Tensor, spec: FlipEffects) -> Result:
     """change: [flip, layer, head and MLP, prompt]."""
     flips, layers, count = list(spec.flips), list(range(change.shape[1])), change.shape[-1]
-    axes = {"flip": flips, "layer": layers}
+    axes: dict[str, Any] = {"flip": flips, "layer": layers}
     heads = lm.array(change[:, :, :-1], {**axes, "head": change.shape[2] - 1, "prompt": count}, "logit")
     base = lm.array(baseline, {"prompt": count}, "logit")
     result = Result(lm.summary("baseline", baseline), {"baseline": base, "per_prompt": heads})
@@ -65,6 +65,8 @@ def _result(change: torch.Tensor, baseline: torch.Tensor, spec: FlipEffects) -> 
     if spec.both is not None:
         both = effect[flips.index(spec.both)]
         residual = both - sum(effect[flips.index(part)] for part in spec.parts)
-        result.arrays["residual"] = NamedArray(residual, {"layer": layers, "head": both.shape[1]}, "logit")
+        result.arrays["residual"] = NamedArray(
+            residual, {"layer": len(layers), "head": both.shape[1]}, "logit"
+        )
         result.scalars["residual.max_share"] = float(np.abs(residual).max() / np.abs(both).max())
     return result

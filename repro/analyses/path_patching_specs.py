@@ -12,6 +12,7 @@ from repro.analyses.circuit_specs import LmAnalysis
 from repro.analyses.head_specs import is_class
 from repro.analyses.path_patching_costs import sweep_cost
 from repro.costs import Cost
+from repro.errors import UserError
 from repro.interventions.path_patching_nodes import EMBEDDING, check_order, parse_receiver, parse_sender
 from repro.specs import Spec
 
@@ -100,7 +101,7 @@ class PathPatching(_Patching):
         check_order([group for group in groups if group], [stage for stage in stages if stage])
         if stages and stages[0] and all(one.layer == 0 for one in stages[0]):
             if not any(EMBEDDING in group for group in groups):
-                raise ValueError(
+                raise UserError(
                     f"receivers: {', '.join(map(str, stages[0]))} are in the first layer, below every sender:"
                     " all effects would be 0. Give receivers of higher layers, or the embedding as a sender:"
                     " groups={embedding: [embedding]}"

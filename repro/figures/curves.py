@@ -73,7 +73,7 @@ def draw_panel(place: Axes, panel: CurvesPanel, results: Sequence[Result], numbe
     names = (lines[0].x_name, panel.series[0].y.rsplit(".", 1)[-1])
     style.dress(place, panel.model_copy(update={"y_axis": y_axis}), *names)
     if not panel.x_axis.log and all(np.equal(np.mod(line.x, 1), 0).all() for line in lines):
-        place.xaxis.get_major_locator().set_params(integer=True)  # no layer lies between two layers
+        place.locator_params(axis="x", integer=True)  # no layer lies between two layers
     if any(isinstance(label, str) for label in lines[0].x_labels):
         place.set_xticks(lines[0].x, [str(label) for label in lines[0].x_labels])
 

@@ -113,7 +113,10 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "float head": ({"groups": {"a": [9.1]}}, "without quotes"),
     "after the logits": ({"then": [["1.0.q"]]}, "nothing comes after the logits"),
     "downwards": ({"receivers": ["2.0.q"], "then": [["1.0.q"]]}, "lower layers first"),
-    "first layer": ({"receivers": ["0.0.q", "0.1.v"]}, "all effects would be 0"),
+    "first layer": (
+        {"receivers": ["0.0.q", "0.1.v"]},
+        "^receivers: .*the embedding as a sender: groups={embedding: .embedding.}$",
+    ),
     "above": ({"receivers": ["1.0.q"], "groups": {"a": ["2.0"]}}, "above receivers"),
 }
 
