@@ -59,8 +59,6 @@ def test_no_results_is_said(tmp_path):
 def test_unknown_kind_and_key_are_refused_with_the_choices():
     choices = "bars, curves, graph, heatmap, scatter, table"
     with pytest.raises(UserError, match=f"did you mean 'curves'.*{choices}"):
-        UserError, match="did you mean 'curves'.*bars, curves, graph, heatmap, scatter, table"
-    ):
         Figure.choose({"kind": "curve"}, "figures.x")
     with pytest.raises(UserError, match="figures.x.serie: unknown key"):
         Figure.choose({"kind": "curves", "serie": []}, "figures.x")
