@@ -52,6 +52,9 @@ class Run:
                 or (read.at.key == (place if isinstance(place, tuple) else (place, None)))
             ):
                 return id(read)
+        alike = [read for read in self._reads if isinstance(place, At) and read.at.key == place.key]
+        if len(alike) == 1:  # another At for the only thing that was read at this site
+            return id(alike[0])
         got = place.key if isinstance(place, At) else place
         valid = ", ".join(f"{site}.{layer}" for site, layer in (read.at.key for read in self._reads))
         raise UserError(f"nothing was read at {got}. Read were: {valid or 'none'}")

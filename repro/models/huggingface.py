@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import importlib
 import json
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -46,11 +48,12 @@ def load(spec: HuggingFace, hardware: Mapping[str, Any], store: Path | None = No
     try:
         from transformers import AutoModelForCausalLM
 
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            spec.path, revision=spec.revision or "main", dtype=getattr(torch, spec.dtype),
-            use_safetensors=True, attn_implementation=_attention(spec.attention, kind),
-            output_loading_info=True, ignore_mismatched_sizes=True, **spread,
-        )  # fmt: skip
+        with _quiet():
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                spec.path, revision=spec.revision or "main", dtype=getattr(torch, spec.dtype),
+                use_safetensors=True, attn_implementation=_attention(spec.attention, kind),
+                output_loading_info=True, ignore_mismatched_sizes=True, **spread,
+            )  # fmt: skip
     except (OSError, ValueError, SafetensorError) as error:
         raise _unreachable(spec.path, error) from None
     hf, report = loaded
@@ -65,6 +68,23 @@ def load(spec: HuggingFace, hardware: Mapping[str, Any], store: Path | None = No
     if not spread:
         hf.to(device)
     return wrap(hf, _tokenizer(spec))
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the library's own report, of which ours is the short form; its bar stays for large models."""
+    from transformers.utils import logging as library
+
+    level, bar = library.get_verbosity(), library.is_progress_bar_enabled()
+    library.set_verbosity_error()
+    if not sys.stderr.isatty():
+        library.disable_progress_bar()
+    try:
+        yield
+    finally:
+        library.set_verbosity(level)
+        if bar:
+            library.enable_progress_bar()
 
 
 def wrap(hf: Any, tokenizer: Any = None) -> LanguageModel:

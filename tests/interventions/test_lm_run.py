@@ -312,6 +312,15 @@ def test_resample_takes_other_rows():
     assert torch.equal(result["z", 1], source["z", 1][[2, 0, 1]])
 
 
+def test_what_was_read_is_found_by_read_by_place_and_by_an_equal_place():
+    read = Read(At("z", 1, heads=[1]))
+    result = run(tiny("gpt2"), whole(tokens()), reads=[read, At("z", 2)])
+    for place in (read, read.at, ("z", 1), At("z", 1, heads=[1])):
+        assert result[place] is result[read]
+    with pytest.raises(UserError, match="nothing was read at"):
+        result[At("q", 1)]
+
+
 def test_take_and_put_are_inverse():
     found = torch.arange(3 * 5 * 2 * 4).reshape(3, 5, 2, 4).float()
     for at in (
