@@ -140,11 +140,20 @@ def test_a_damaged_status_counts_as_not_run(run):
     assert run.status().state == "new"
 
 
-def test_queued_status_keeps_its_job(run):
+def test_status_names_the_job_that_works_not_the_one_that_was_queued(run, monkeypatch):
     run.prepare()
     run.set_status("queued", job_id="17_3")
-    finish(run)
+    run.set_status("queued", step=0)
     assert run.status().job_id == "17_3"
+    monkeypatch.setenv("SLURM_JOB_ID", "20")
+    monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "19")
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "2")
+    with run.work(CONFIG, ["launch.py"]):
+        assert run.status().job_id == "19_2"
+    for name in ("SLURM_JOB_ID", "SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID"):
+        monkeypatch.delenv(name)
+    with run.work(CONFIG, ["launch.py"], rerun=True):
+        assert run.status().job_id is None, "done here, outside of SLURM"
 
 
 def test_provenance_keeps_no_secret_and_no_environment(run, monkeypatch):
