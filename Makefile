@@ -1,5 +1,5 @@
 # `make help` lists the targets. Each sets up what it needs: a virtual environment with everything installed.
-#   make <paper> MODEL=... DATA=... HARDWARE=... ARGS="seed=0,1,2"     all experiments of one paper, then its claims
+#   make <paper> MODEL=... DATA=... HARDWARE=... ARGS="seed=0,1,2"     all experiments of one paper, its claims, the report
 #   BOX=DIR is where slurm-up puts its cluster.
 #   VENV=DIR uses (or makes) that environment, PYTHON=python3.12 makes it with that interpreter.
 
@@ -41,7 +41,8 @@ reproduce: $(STAMP) ## the headline experiment of every paper, then the report
 
 $(PAPERS): $(STAMP)
 	@code=0; $(PY) launch.py -m 'paper/$@=glob(*,exclude=[base,smoke,inspect])' $(CHOICES) || code=$$?; \
-	    $(PY) launch.py claims $@ runs_dir=$(RUNS) || code=$$?; exit $$code
+	    $(PY) launch.py claims $@ runs_dir=$(RUNS) || code=$$?; \
+	    $(PY) launch.py report runs_dir=$(RUNS) || code=$$?; exit $$code
 
 papers: $(STAMP) ## every experiment of every paper, then the report
 	@code=0; for paper in $(PAPERS); do $(MAKE) --no-print-directory $$paper || code=$$?; done; \
