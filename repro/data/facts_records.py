@@ -55,7 +55,7 @@ def read(path: Path, parse: Callable[[Mapping[str, Any], int, str], Fact]) -> li
     except UnicodeDecodeError as error:
         raise UserError(f"data.path: {path}: expected UTF-8 text; {error}") from None
     found = []
-    for place, (line, item) in enumerate(_objects(text, str(path))):
+    for place, (line, item) in enumerate(objects(text, str(path))):
         where = f"{path}, line {line}"
         if not isinstance(item, dict):
             raise UserError(f"{where}: expected an object {{...}} for each record; got {_short(item)}")
@@ -65,7 +65,7 @@ def read(path: Path, parse: Callable[[Mapping[str, Any], int, str], Fact]) -> li
     return found
 
 
-def _objects(text: str, path: str) -> Iterator[tuple[int, Any]]:
+def objects(text: str, path: str) -> Iterator[tuple[int, Any]]:
     """Each record with the number of the line that it begins in."""
     decoder, at, in_list = json.JSONDecoder(), _skip(text, 0, ""), False
     if text[at : at + 1] == "[":

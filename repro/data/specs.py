@@ -15,6 +15,8 @@ from repro.data.fact_specs import CounterFact as CounterFact
 from repro.data.fact_specs import FactsToy as FactsToy
 from repro.data.fact_specs import Known1000 as Known1000
 from repro.data.fact_specs import PromptsFile as PromptsFile
+from repro.data.scored_specs import TokenChoices as TokenChoices
+from repro.data.scored_specs import TokenExamples as TokenExamples
 from repro.data.sequence_specs import Evaluator as Evaluator
 from repro.data.sequence_specs import Natural, Positive
 from repro.data.sequence_specs import Sequences as Sequences
