@@ -1,4 +1,4 @@
-"""Texts whose log-probability is asked for, as token ids of the user: the typed config. Imports no PyTorch."""
+"""Texts whose log-probability is asked for, as token ids: the typed config. Imports no PyTorch."""
 
 from __future__ import annotations
 
