@@ -1,9 +1,9 @@
 """The call in which queries, keys and values become head outputs, with edits and reads inside it.
 
 Most families look their attention function up by the name in their config; for the time of a run the name is
-one of ours, registered once, behind which the family's own function is called. GPT-Neo and GPT-J call a
-method of the module, which is shadowed on the instance. Either way a layer without anything to do runs the
-library's own code on the library's own mask.
+one of ours, registered once, behind which the family's own function is called. GPT-Neo, and GPT-J up to
+transformers 5.23, call a method of the module, which is shadowed on the instance. Either way a layer without
+anything to do runs the library's own code on the library's own mask.
 """
 
 from __future__ import annotations

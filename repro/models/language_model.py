@@ -28,7 +28,7 @@ class Layer:
 
     # A method of the attention module that maps (q, k, v, mask) to (output, weights); None: the library's
     # attention interface does.
-    core_method: ClassVar[str | None] = None
+    core_method: str | None = None
     upcasts_scores: ClassVar[bool] = False  # scores and softmax are float32, whatever the dtype
     upcasts_softmax: ClassVar[bool] = False  # the eager softmax is float32, whatever the dtype
 

@@ -22,7 +22,11 @@ WINDOWS = [window(centre, size, DEPTH) for size in (1, 2) for centre in range(DE
 
 
 def model_of(kind: str, dtype: torch.dtype = torch.float64) -> LanguageModel:
-    """Eager OPT, GPT-NeoX and Llama take the softmax in float32 whatever the dtype; SDPA does not."""
+    """Eager OPT, GPT-NeoX and Llama take the softmax in float32 whatever the dtype; SDPA does not.
+
+    GPT-Neo and GPT-J have eager attention only, and take scores in float32: one column at a time or all at
+    once are rounded differently, in the eighth digit.
+    """
     return tiny(kind, "eager" if kind in EAGER_ONLY else "sdpa", dtype)
 
 
@@ -49,7 +53,8 @@ def test_every_cell_is_its_whole_pass(kind: str, side: Side) -> None:
     batch = batch_of(side)
     sets = sets_of(batch)
     left: NothingLeft = "uniform" if side == "right" else "zero"
-    for dtype, tolerance in ((torch.float64, 1e-9), (torch.float32, 1e-5)):
+    close = 1e-6 if kind in EAGER_ONLY else 1e-9
+    for dtype, tolerance in ((torch.float64, close), (torch.float32, 1e-5)):
         model = model_of(kind, dtype)
         expected = knockout_by_definition(model, batch, sets, WINDOWS, ANSWER, left)
         found = fast(model, batch, sets, left)
@@ -80,7 +85,7 @@ def test_windows_are_cut_off_and_not_shifted() -> None:
         window(0, 0, 3)
 
 
-@pytest.mark.parametrize("kind", ["gpt2", "gptj", "gpt_neo", "llama"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_cuts_leave_earlier_positions_and_lower_layers_as_they_are(kind: str) -> None:
     """What the fast path rests on, read from whole passes."""
     model, batch = model_of(kind), batch_of(rows=(ROWS[0],))

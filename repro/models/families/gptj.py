@@ -1,4 +1,8 @@
-"""GPT-J: attention and MLP read the same normalised input; rotary on part of a head; biased unembedding."""
+"""GPT-J: attention and MLP read the same normalised input; rotary on part of a head; biased unembedding.
+
+Up to transformers 5.23 attention is a method of its module, with a table of positions of its own; from 5.24
+on it is behind the attention interface as in other families, and the table belongs to the model.
+"""
 
 from __future__ import annotations
 
@@ -12,20 +16,23 @@ from repro.models.language_model import LanguageModel, Layer
 
 
 class GptjLayer(Layer):
-    core_method = "_attn"
     upcasts_scores = True
 
-    def __init__(self, index: int, block: Any, heads: int) -> None:
+    def __init__(self, index: int, block: Any, heads: int, positions: Any = None) -> None:
         super().__init__(index, block, block.attn, block.attn.out_proj, heads, heads)
+        self.core_method = "_attn" if hasattr(block.attn, "_attn") else None
+        self._positions = positions or block.attn  # the module that has the table
         self.first_norm = self.second_norm = block.ln_1
         self.mlp_entry, self.down = block.mlp, block.mlp.fc_out
         self.reads_mid = False
 
     @property
     def scaling(self) -> float:
-        return 1 / self.attention.scale_attn
+        return 1 / self.attention.scale_attn if self.core_method else self.attention.scaling
 
     def scores(self, q: Tensor, k: Tensor) -> Tensor:
+        if not self.core_method:
+            return super().scores(q, k)
         # Divided, not multiplied with the inverse, as the library does.
         raw = (
             torch.matmul(q.float().transpose(1, 2), k.float().permute(0, 2, 3, 1)) / self.attention.scale_attn
@@ -37,7 +44,7 @@ class GptjLayer(Layer):
         q, k, v = (
             p(attn_in).unflatten(-1, (self.heads, -1)) for p in (inner.q_proj, inner.k_proj, inner.v_proj)
         )
-        table = inner.embed_positions.to(position_ids.device)[position_ids].to(k.dtype)
+        table = self._positions.embed_positions.to(position_ids.device)[position_ids].to(k.dtype)
         sin, cos = table.split(table.shape[-1] // 2, dim=-1)
         return self._rotate(q, sin, cos), self._rotate(k, sin, cos), v
 
@@ -53,5 +60,6 @@ class GptjLayer(Layer):
 
 def adapt(hf: Any, tokenizer: Any) -> LanguageModel:
     """A GPTJForCausalLM with its parts named."""
-    layers = [GptjLayer(i, block, hf.config.n_head) for i, block in enumerate(hf.transformer.h)]
+    positions = getattr(hf.transformer, "rotary_emb", None)
+    layers = [GptjLayer(i, block, hf.config.n_head, positions) for i, block in enumerate(hf.transformer.h)]
     return LanguageModel(hf, tokenizer, "gptj", layers, hf.transformer.wte, hf.transformer.ln_f)
