@@ -54,7 +54,7 @@ def test_rows_are_those_of_a_loop_over_heads_and_columns(kind: str) -> None:
     pairs = attention_reads(model, asked)
     attn = [At("attn_out", layer, positions=asked.end) for layer in range(model.depth)]
     kept = run(model, asked.batch, reads=[*attn, *(place for pair in pairs for place in pair)], logits=None)
-    for layer, (value, pattern) in zip(model.layers[:2], pairs, strict=False):
+    for layer, (value, pattern) in zip(model.layers, pairs, strict=True):
         values, patterns = kept[value], kept[pattern]
         got = variants(layer, values, patterns, asked, ("released", "renormalised"))
         # MHSA*: all columns are MHSA itself.
