@@ -21,13 +21,13 @@ from repro.interventions.lm_core import CORE_SITES, attention_core
 from repro.interventions.lm_edits import LM_SITES, At, CutEdges, Edit, Read, check, put, take
 from repro.models.language_model import LanguageModel
 
-Logits = str | Tensor | None
+Logits = str | Tensor | tuple[Tensor, Tensor] | None
 
 
 class Run:
     """What a run left: logits, and what was read.
 
-    logits: [B, T, V], or [B, V] where one position a row was asked for; None if none were.
+    logits: [B, T, V], or [B, V] where one position a row was asked for, or [N, V] for N places; or None.
     """
 
     def __init__(self) -> None:
@@ -70,7 +70,8 @@ def run(
 ) -> Run:
     """One forward pass, and a backward pass if `gradient_of` (logits -> scalar) is given.
 
-    logits: "all" positions, "last" real token of each row, a LongTensor [B] of columns, or None.
+    logits: "all" positions, "last" real token of each row, a LongTensor [B] of columns, rows and columns of
+    N places (two LongTensors [N]), or None.
     Raises `UserError` for places that do not exist, and if logits are not finite.
     """
     result = Run()
@@ -122,9 +123,12 @@ def _trunk(model: LanguageModel, batch: TokenBatch) -> Tensor:
     return model.hf.base_model(input_ids=tokens, use_cache=False, **arguments).last_hidden_state
 
 
-def _logits(model: LanguageModel, batch: TokenBatch, hidden: Tensor, wanted: str | Tensor) -> Tensor:
+def _logits(model: LanguageModel, batch: TokenBatch, hidden: Tensor, wanted: Any) -> Tensor:
     if isinstance(wanted, str) and wanted == "all":
         return model.head(hidden)
+    if isinstance(wanted, tuple):
+        rows, columns = (part.to(hidden.device) for part in wanted)
+        return model.head(hidden[rows, columns])
     last = batch.last if isinstance(wanted, str) else wanted
     rows = torch.arange(len(hidden), device=hidden.device)
     return model.head(hidden[rows, last.to(hidden.device)])

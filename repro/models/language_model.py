@@ -54,6 +54,19 @@ class Layer:
         """mlp_post [.., F] of mlp_in [.., d]."""
         raise NotImplementedError
 
+    # may be given by a family
+
+    def project_heads(
+        self, attn_in: Tensor, position_ids: Tensor, heads: Sequence[int]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """`project` of some query heads h [B,T,h,D], with the keys and values of each, [B,T,h,D].
+
+        A family that can leaves the other heads out of its matrix products.
+        """
+        q, k, v = self.project(attn_in, position_ids)
+        shared = [head // (self.heads // self.kv_heads) for head in heads]
+        return q[:, :, list(heads)], k[:, :, shared], v[:, :, shared]
+
     @property
     def scaling(self) -> float:
         """What queries times keys are multiplied with."""
@@ -75,7 +88,7 @@ class Layer:
             q, k, kind = q.float(), k.float(), torch.promote_types(q.dtype, torch.float32)
         else:
             kind = q.dtype
-        keys = self._per_query_head(k).permute(0, 2, 3, 1)
+        keys = _per_query_head(k, q.shape[2]).permute(0, 2, 3, 1)
         return (torch.matmul(q.transpose(1, 2), keys) * self.scaling).to(kind)
 
     def allowed(self, queries: Tensor, keys: Tensor) -> Tensor:
@@ -92,7 +105,7 @@ class Layer:
 
     def mix(self, pattern: Tensor, v: Tensor) -> Tensor:
         """z [B,Tq,H,D] of a pattern [B,H,Tq,Tk] and values [B,Tk,K,D]."""
-        values = self._per_query_head(v).transpose(1, 2)
+        values = _per_query_head(v, pattern.shape[1]).transpose(1, 2)
         return torch.matmul(pattern.to(v.dtype), values).transpose(1, 2)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, allowed: Tensor) -> Tensor:
@@ -102,6 +115,13 @@ class Layer:
     def attn_out(self, z: Tensor) -> Tensor:
         """attn_out [.., d] of z [.., H, D], output bias included."""
         return self.out(z.flatten(-2))
+
+    def attn_out_of(self, z: Tensor, heads: Sequence[int]) -> Tensor:
+        """attn_out of z [.., h, D] of some heads, as if the others' were 0; the output bias is there."""
+        if len(heads) == self.heads:
+            return self.attn_out(z)
+        out = z.flatten(-2) @ self.output_matrix[list(heads)].flatten(0, 1)
+        return out if self.output_bias is None else out + self.output_bias
 
     def head_out(self, z: Tensor, heads: Sequence[int] | None = None) -> Tensor:
         """What each head adds to the residual stream, [.., H, d]; the shared output bias is left out."""
@@ -131,9 +151,6 @@ class Layer:
         if dtype in (torch.float16, torch.bfloat16):
             return True
         return self.upcasts_softmax and "eager" in str(self.attention.config._attn_implementation)
-
-    def _per_query_head(self, x: Tensor) -> Tensor:
-        return x if self.kv_heads == self.heads else x.repeat_interleave(self.heads // self.kv_heads, dim=2)
 
 
 class LanguageModel:
@@ -203,6 +220,11 @@ class LanguageModel:
                 f"{where}: head {layer}.{head} does not exist. Valid: layers 0 to {self.depth - 1},"
                 f" {'key/value ' if kv else ''}heads 0 to {heads - 1}"
             )
+
+
+def _per_query_head(x: Tensor, heads: int) -> Tensor:
+    """Keys or values [B,T,K,D] for each of so many query heads."""
+    return x if x.shape[2] == heads else x.repeat_interleave(heads // x.shape[2], dim=2)
 
 
 def _input_by_output(module: nn.Module) -> Tensor:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
+from torch.nn import functional
 
 from repro.models.language_model import LanguageModel, Layer
 
@@ -37,9 +39,27 @@ class OptLayer(Layer):
         )
         return q, k, v
 
+    def project_heads(
+        self, attn_in: Tensor, position_ids: Tensor, heads: Sequence[int]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        inner, chosen = self.attention, list(heads)
+        q, k, v = (
+            _rows_of(projection, attn_in, self.heads, chosen)
+            for projection in (inner.q_proj, inner.k_proj, inner.v_proj)
+        )
+        return q * inner.scaling, k, v
+
     def mlp_hidden(self, mlp_in: Tensor) -> Tensor:
         block: Any = self.block
         return block.activation_fn(block.fc1(mlp_in))
+
+
+def _rows_of(projection: Any, x: Tensor, heads: int, chosen: list[int]) -> Tensor:
+    """What a projection gives for some heads alone, [.., h, D]."""
+    weight = projection.weight.unflatten(0, (heads, -1))[chosen].flatten(0, 1)
+    bias = projection.bias
+    bias = None if bias is None else bias.unflatten(0, (heads, -1))[chosen].flatten()
+    return functional.linear(x, weight, bias).unflatten(-1, (len(chosen), -1))
 
 
 def adapt(hf: Any, tokenizer: Any) -> LanguageModel:
