@@ -11,6 +11,7 @@ from pydantic import Field, field_validator, model_validator
 
 from repro.data.base_specs import Data as Data
 from repro.data.base_specs import sha256_of as sha256_of
+from repro.data.block_specs import TokenBlocksFile as TokenBlocksFile
 from repro.data.fact_specs import CounterFact as CounterFact
 from repro.data.fact_specs import FactsToy as FactsToy
 from repro.data.fact_specs import Known1000 as Known1000
