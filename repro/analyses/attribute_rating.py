@@ -6,7 +6,6 @@ Source: Geva et al. 2023, arXiv 2304.14767, section on subject enrichment, as in
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -28,44 +27,46 @@ NONE = -1.0  # the rate of a prompt whose subject has no paragraphs
 class Rater:
     """Rates of vectors for the subjects of some data. Everything is decoded once.
 
-    words: the vocabulary; says: for the notes.
+    words: the vocabulary; says: for the notes. Raises `UserError` where paragraphs cannot be had.
     """
 
     def __init__(self, model: LanguageModel, data: FactData, spec: AttributesRate | SublayerKnockout) -> None:
+        self._tokenizer, self._spec = model.tokenizer, spec
+        # Of all subjects, in every part, so that what was retrieved is found again by all of them.
+        names = [name for fact in data.facts for name in self.names(fact)]
+        self._paragraphs = paragraphs.find(spec.paragraphs, names, data.world, model.tokenizer is not None)
         self.vocabulary = Vocabulary(model)
         self.words = Words(model.tokenizer, len(self.vocabulary), spec.min_length)
-        self._tokenizer, self._data, self._spec = model.tokenizer, data, spec
-        self._contexts: dict[str, Tensor] = {}
-
-    @cached_property
-    def _paragraphs(self) -> paragraphs.Found:
-        # Of all subjects, in every part, so that what was retrieved is found again by all of them.
-        subjects = [self.subject(fact) for fact in self._data.facts]
-        return paragraphs.find(self._spec.paragraphs, subjects, self._data.world)
+        self._contexts: dict[paragraphs.Subject, Tensor] = {}
 
     @property
     def says(self) -> dict[str, str]:
         """Where paragraphs are from, and what vectors are read through."""
-        return {"paragraphs": self._paragraphs.says, "projection": f"{self.vocabulary.says}; no final norm"}
+        said = {"paragraphs": self._paragraphs.says, "projection": f"{self.vocabulary.says}; no final norm"}
+        if self._tokenizer is None:
+            said["words"] = "token ids, for want of a tokenizer; stop words and short ones are not left out"
+        return said
 
-    def subject(self, fact: Fact) -> str:
-        """The subject as text, by which its paragraphs are found."""
+    def names(self, fact: Fact) -> list[paragraphs.Subject]:
+        """How the paragraphs of a fact's subject may be named: as token ids, or as text."""
         if fact.subject is not None:
-            return fact.subject
+            return [fact.subject]
         assert fact.tokens is not None and fact.span is not None
-        return self._tokenizer.decode(list(fact.tokens[slice(*fact.span)])).strip()
+        ids = fact.tokens[slice(*fact.span)]
+        return [ids] if self._tokenizer is None else [ids, self._tokenizer.decode(list(ids)).strip()]
 
     def context(self, fact: Fact) -> Tensor | None:
-        """Strings that count in the paragraphs about a fact's subject; None without paragraphs."""
-        subject = self.subject(fact)
-        if subject not in self._paragraphs.texts:
+        """Strings that count in the paragraphs about a fact's subject; None if there are none."""
+        texts = self._paragraphs.texts
+        name = next((name for name in self.names(fact) if name in texts), None)
+        if name is None:
             return None
-        if subject not in self._contexts:
-            self._contexts[subject] = self.words.context(self._paragraphs.texts[subject])
-        return self._contexts[subject]
+        if name not in self._contexts:
+            self._contexts[name] = self.words.context(texts[name])
+        return self._contexts[name] if len(self._contexts[name]) else None
 
     def sizes(self, facts: FactBatch) -> Tensor:
-        """Strings in each prompt's context, [B]; -1 without paragraphs."""
+        """Strings in each prompt's context, [B]; -1 without paragraphs or words in them that count."""
         found = [self.context(fact) for fact in facts.facts]
         return torch.tensor([-1 if context is None else len(context) for context in found])
 
@@ -128,6 +129,7 @@ def require_paragraphs(sizes: Any) -> None:
     """Refuse a result in which no prompt's subject has paragraphs."""
     if not (sizes >= 0).any():
         raise UserError(
-            "analysis.paragraphs: none of the subjects has any paragraphs, so there is no rate. Are they"
-            " about these subjects? Subjects are looked up letter by letter, or retrieved by their words"
+            "analysis.paragraphs: none of the subjects has paragraphs with words that count, so there is no"
+            " rate. Are they about these subjects? Subjects are looked up letter by letter or token by token,"
+            " or retrieved by their words"
         )

@@ -179,7 +179,7 @@ class SublayerKnockout(_Rate):
     def for_subject(self, subject: Any, data: Any) -> tuple[Self, dict[str, str]]:
         """Also with layers in proportion, if the model has not as many as were published."""
         rated, named = super().for_subject(subject, data)
-        if subject.depth >= self.layer:
+        if subject.depth > self.layer:
             return rated, named
         share = subject.depth / DEPTH
         sized = {

@@ -17,7 +17,7 @@ from torch import Tensor
 from repro.analyses import lm_inputs as lm
 from repro.analyses.attribute_rating import Rater, require_paragraphs
 from repro.analyses.attribute_specs import AttributesRate
-from repro.analyses.fact_inputs import Asked, ask, common_arrays, common_scalars
+from repro.analyses.fact_inputs import Asked, ask, common_arrays, common_scalars, facts_of
 from repro.data.facts_tokens import FactBatch
 from repro.interventions.lm_edits import At
 from repro.interventions.lm_run import run as forward
@@ -47,8 +47,9 @@ def run(subject: Any, data: Any, record: Any, directory: Path | None, spec: Attr
 def run_part(subject: Any, data: Any, directory: Path | None, spec: AttributesRate, part: Part) -> Result:
     """The rates of some of the prompts."""
     model = lm.model_of(subject)
-    asked = ask(model, data, part, spec.batch)
+    facts_of(model, data)  # refused before paragraphs are looked for
     rater = Rater(model, data, spec)
+    asked = ask(model, data, part, spec.batch)
     rate = torch.zeros(len(asked), len(spec.positions), model.depth, dtype=torch.float64)
     static = torch.zeros(len(asked), dtype=torch.float64)
     words = np.full((len(asked), model.depth, SHOWN), "", dtype=object)

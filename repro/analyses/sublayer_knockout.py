@@ -17,7 +17,7 @@ from torch import Tensor
 from repro.analyses import lm_inputs as lm
 from repro.analyses.attribute_rating import Rater, require_paragraphs
 from repro.analyses.attribute_specs import SublayerKnockout
-from repro.analyses.fact_inputs import Asked, ask, common_arrays, common_scalars
+from repro.analyses.fact_inputs import Asked, ask, common_arrays, common_scalars, facts_of
 from repro.data.token_batch import TokenBatch
 from repro.errors import UserError
 from repro.interventions.lm_restart import Restart
@@ -48,8 +48,9 @@ def run_part(subject: Any, data: Any, directory: Path | None, spec: SublayerKnoc
             f"analysis.layer: got {spec.layer}; blocks below it are cancelled, and this model has layers 0 to"
             f" {model.depth - 1}. Give e.g. analysis.layer={max(1, round(model.depth * 40 / 48) - 1)}"
         )
-    asked = ask(model, data, part, spec.batch)
+    facts_of(model, data)  # refused before paragraphs are looked for
     rater = Rater(model, data, spec)
+    asked = ask(model, data, part, spec.batch)
     rate = torch.zeros(len(asked), 1 + len(SUBLAYERS) * spec.layer, dtype=torch.float64)
     with progress(len(asked) * spec.layer, "sublayer knockout", "starts") as bar:
         for index, rows in asked.batches(spec.batch):

@@ -16,11 +16,13 @@ def download(
     cache: str | None = None,
     accept_with: str = "",
     checksum: Callable[[Path], str] = sha256_of,
+    key: str = "data",
 ) -> Path:
     """Path of the file at `url` in the cache, downloaded if it is not there yet, and verified.
 
     A file is complete and verified or absent: pooch downloads to a temporary name. `accept_with`
-    names the key that takes the checksum of another file; `checksum` says how one is taken of a file.
+    names the key that takes the checksum of another file; `checksum` says how one is taken of a file; `key`
+    is where in the config url, path and cache are.
     Raises `UserError` if the file cannot be had or is another one.
     """
     import pooch
@@ -36,8 +38,8 @@ def download(
         got = Path(pooch.retrieve(url, None, f"{name}.{os.getpid()}", folder, progressbar=True))
     except (OSError, ValueError) as error:
         raise UserError(
-            f"data.url: cannot download {url} to {folder}: {error}. Get the file by other means and give"
-            " data.path=FILE, or choose a writable folder with data.cache=FOLDER"
+            f"{key}.url: cannot download {url} to {folder}: {error}. Get the file by other means and give"
+            f" {key}.path=FILE, or choose a writable folder with {key}.cache=FOLDER"
         ) from None
     found, size = checksum(got), got.stat().st_size
     if found == sha256:
@@ -45,6 +47,6 @@ def download(
     got.unlink()
     fix = f"\nIf that is the file you want: {accept_with}={found}" if accept_with else ""
     raise UserError(
-        f"data.url: {url} gave another file than expected.\n  expected sha256 {sha256}\n"
+        f"{key}.url: {url} gave another file than expected.\n  expected sha256 {sha256}\n"
         f"  got      sha256 {found}, {size:,} bytes{fix}"
     )

@@ -15,10 +15,11 @@ class Paragraphs(Spec):
     """Paragraphs about each subject: given for each, or retrieved from a collection by BM25.
 
     path: a file or folder. Either paragraphs of each subject (JSONL {"subject", "paragraphs"}, or CSV with
-    these columns), or a collection to search: JSONL {"text"}, .txt or .raw with one paragraph a line, a
-    folder of .txt files; all also as .gz. url, sha256: the same to be downloaded. None of them: the data's
-    own, which only small worlds have. per_subject: how many are retrieved for each subject. cache: folder for
-    downloads and for what was retrieved; null: the user's cache folder.
+    these columns; as token ids JSONL {"subject", "tokens"}, where the subject may be token ids, too), or a
+    collection to search: JSONL {"text"}, .txt or .raw with one paragraph a line, a folder of .txt files; all
+    also as .gz, and .txt and .raw as .zip. url, sha256: the same to be downloaded, where neither a path is
+    given nor the data has its own, as the small world has. per_subject: how many are retrieved for each
+    subject. cache: folder for downloads and for what was retrieved; null: the user's cache folder.
     """
 
     path: str | None = None
@@ -29,9 +30,7 @@ class Paragraphs(Spec):
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
-        if self.path and self.url:
-            raise UserError("analysis.paragraphs: give either path or url, not both")
-        if self.url and not self.sha256:
+        if self.url and not self.path and not self.sha256:
             raise UserError(
                 "analysis.paragraphs.sha256: the checksum of the file at url is required (sha256sum FILE)"
             )

@@ -11,7 +11,9 @@ import gzip
 import hashlib
 import io
 import json
+import re
 import sys
+import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,43 +29,62 @@ from repro.data.paragraph_specs import Paragraphs
 from repro.errors import UserError
 from repro.results import write_atomic
 
-KEY = "analysis.paragraphs.path"
+KEY = "analysis.paragraphs"
+TEXT = (".txt", ".raw")
+IDS = '{"subject": [ids], "tokens": [ids]}'
 FORMATS = (
     'JSONL with {"subject": ..., "paragraphs": ...} or {"text": ...} a line, CSV with columns subject and'
-    " paragraphs, .txt or .raw with a paragraph a line, or a folder of .txt files (each also .gz)"
+    " paragraphs, .txt or .raw with a paragraph a line, or a folder of .txt files (each also .gz, text also"
+    f" .zip); as token ids JSONL with {IDS} a line"
 )
+Subject = str | tuple[int, ...]
+Content = str | tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class Found:
-    """Paragraphs joined by blanks, by subject; subjects without any are not in it. says: where from."""
+    """Paragraphs joined, by subject; subjects without any are not in it. says: where from.
 
-    texts: Mapping[str, str]
+    Subjects and paragraphs are texts or token ids, as they were given.
+    """
+
+    texts: Mapping[Subject, Content]
     says: str
 
 
-def find(spec: Paragraphs, subjects: Sequence[str], world: FactWorld | None = None) -> Found:
-    """The paragraphs of these subjects. Raises `UserError` where there is no source, or it cannot be read."""
-    if not (spec.path or spec.url):
-        if world is None:
-            raise UserError(
-                "analysis.paragraphs: the attributes rate counts words of paragraphs about each subject, and"
-                f" this data brings none. Give {KEY}=FILE_OR_FOLDER: {FORMATS}"
-            )
+def find(
+    spec: Paragraphs, subjects: Sequence[Subject], world: FactWorld | None = None, texts: bool = True
+) -> Found:
+    """The paragraphs of these subjects: those of `spec.path`, else the world's, else what is downloaded.
+
+    subjects: all their names. texts: whether texts can be made tokens. Raises `UserError` where there is no
+    source, or it cannot be read.
+    """
+    if world is not None and not spec.path:
         return Found(of_world(world), "a list of the attributes of each subject of the small world")
-    path = _path(spec)
+    if not (spec.path or (spec.url and texts)):
+        kinds = FORMATS if texts else f"JSONL with {IDS} a line, since this model's folder has no tokenizer"
+        raise UserError(
+            f"{KEY}: the attributes rate counts words of paragraphs about each subject, and this data brings"
+            f" none. Give {KEY}.path=FILE_OR_FOLDER: {kinds}"
+        )
+    path, distinct = _path(spec), list(dict.fromkeys(subjects))
     given = _given(path)
     if given is not None:
-        wanted = {
-            subject: given[subject] for subject in dict.fromkeys(subjects) if given.get(subject, "").strip()
-        }
+        wanted = {name: given[name] for name in distinct if given.get(name)}
         return Found(wanted, f"paragraphs of each subject from {path.name}")
-    found = _cached(spec, path, list(dict.fromkeys(subjects)))
-    texts = {subject: " ".join(parts) for subject, parts in found.items() if parts}
-    return Found(texts, f"up to {spec.per_subject} paragraphs of {path.name} for each subject, by BM25")
+    words = [name for name in distinct if isinstance(name, str)]
+    if not (texts and words):
+        raise UserError(
+            f"{KEY}: {path} is a collection of texts to search, and this model's folder has no tokenizer."
+            f" Give paragraphs of each subject as token ids: JSONL with {IDS} a line"
+        )
+    found = _cached(spec, path, words)
+    kept: dict[Subject, Content] = {name: " ".join(parts) for name, parts in found.items() if parts}
+    return Found(kept, f"up to {spec.per_subject} paragraphs of {path.name} for each subject, by BM25")
 
 
-def of_world(world: FactWorld) -> dict[str, str]:
+def of_world(world: FactWorld) -> dict[Subject, Content]:
     """One paragraph for each subject of the small world: all its attributes, and not its names.
 
     So a rate counts attributes alone; what is left of a subject's own embedding in its state does not.
@@ -110,12 +131,12 @@ def without_jax() -> Iterator[None]:
 
 
 def _path(spec: Paragraphs) -> Path:
-    if spec.url:
-        assert spec.sha256 is not None
-        return download(spec.url, spec.sha256, spec.cache, "analysis.paragraphs.sha256")
-    path = Path(str(spec.path)).expanduser()
+    if not spec.path:
+        assert spec.url is not None and spec.sha256 is not None
+        return download(spec.url, spec.sha256, spec.cache, f"{KEY}.sha256", key=KEY)
+    path = Path(spec.path).expanduser()
     if not path.exists():
-        raise UserError(f"{KEY}: no such file or folder: {path.absolute()}. Give {FORMATS}")
+        raise UserError(f"{KEY}.path: no such file or folder: {path.absolute()}. Give {FORMATS}")
     return path
 
 
@@ -139,37 +160,59 @@ def _cached(spec: Paragraphs, path: Path, subjects: list[str]) -> dict[str, list
     return found
 
 
-def _given(path: Path) -> dict[str, str] | None:
+def _given(path: Path) -> dict[Subject, Content] | None:
     """Paragraphs by subject, if that is what the file holds; the first of several entries counts."""
     if path.is_dir():
         return None
-    found: dict[str, str] = {}
+    found: dict[Subject, Content] = {}
     if _kind(path) == ".csv":
         for row in csv.DictReader(io.StringIO(_text(path))):
             if "subject" not in row or "paragraphs" not in row:
                 raise UserError(
                     f"{KEY}: {path}: expected the columns subject and paragraphs; got {', '.join(row)}"
                 )
-            found.setdefault(row["subject"], row["paragraphs"] or "")
+            found.setdefault(row["subject"], (row["paragraphs"] or "").strip())
         return found
     if _kind(path) != ".jsonl":
         return None
     for line, item in _objects(path):
         if "subject" not in item:
             return None
-        parts = item.get("paragraphs")
-        if not isinstance(parts, str | list):
-            raise UserError(
-                f"{KEY}: {path}, line {line}: paragraphs: expected text or a list of texts; got {parts!r:.80}"
-            )
-        found.setdefault(str(item["subject"]), parts if isinstance(parts, str) else " ".join(map(str, parts)))
+        where, name = f"{KEY}: {path}, line {line}", item["subject"]
+        if not isinstance(name, str):
+            name = _ids(name, f"{where}: subject: expected text or a list of token ids")
+        found.setdefault(name, _content(item, where))
     return found
+
+
+def _content(item: Mapping[str, Any], where: str) -> Content:
+    """Paragraphs of one line: a text, texts, token ids, or lists of them."""
+    if "tokens" in item:
+        parts = item["tokens"]
+        nested = isinstance(parts, list) and parts and all(isinstance(part, list) for part in parts)
+        flat = [token for part in parts for token in part] if nested else parts
+        return _ids(flat, f"{where}: tokens: expected a list of token ids, or of such lists")
+    parts = item.get("paragraphs")
+    if isinstance(parts, str):
+        return parts.strip()
+    if not isinstance(parts, list) or not all(isinstance(part, str) for part in parts):
+        raise UserError(
+            f"{where}: paragraphs: expected text or a list of texts (token ids go under tokens); got"
+            f" {parts!r:.80}"
+        )
+    return " ".join(parts).strip()
+
+
+def _ids(value: Any, expected: str) -> tuple[int, ...]:
+    if not isinstance(value, list) or not all(type(one) is int and one >= 0 for one in value):
+        raise UserError(f"{expected}; got {value!r:.80}")
+    return tuple(value)
 
 
 def _collection(path: Path) -> Iterator[str]:
     """All paragraphs, without those that are blank."""
     if path.is_dir():
-        files = sorted(file for file in path.rglob("*") if file.is_file() and _kind(file) in (".txt", ".raw"))
+        files = sorted(file for file in path.rglob("*") if file.is_file() and _kind(file) in TEXT)
         for file in files:
             yield from _collection(file)
     elif _kind(path) == ".jsonl":
@@ -179,12 +222,35 @@ def _collection(path: Path) -> Iterator[str]:
                     f"{KEY}: {path}, line {line}: expected a field text; got {', '.join(item) or 'none'}"
                 )
             yield item["text"]
-    elif _kind(path) in (".txt", ".raw"):
-        yield from (line.strip() for line in _text(path).splitlines() if line.strip())
+    elif path.suffix == ".zip":
+        yield from _zipped(path)
+    elif _kind(path) in TEXT:
+        yield from _lines(_text(path), _kind(path))
     else:
         raise UserError(
             f"{KEY}: {path}: unknown kind of file {_kind(path) or 'without ending'}. Give {FORMATS}"
         )
+
+
+def _zipped(path: Path) -> Iterator[str]:
+    """Paragraphs of all text files of an archive."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            for name in sorted(archive.namelist()):
+                if Path(name).suffix in TEXT:
+                    yield from _lines(archive.read(name).decode(), Path(name).suffix)
+    except (OSError, UnicodeDecodeError, zipfile.BadZipFile) as error:
+        raise UserError(f"{KEY}: cannot read {path}: {error}") from None
+
+
+def _lines(text: str, kind: str) -> Iterator[str]:
+    """Lines that are not blank; of WikiText (.raw) without headings, and with hyphens as they were."""
+    for line in text.splitlines():
+        line = line.strip()
+        if kind == ".raw":
+            line = "" if line.startswith("= ") else re.sub(r" @([-,.])@ ", r"\1", line)
+        if line:
+            yield line
 
 
 def _objects(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:

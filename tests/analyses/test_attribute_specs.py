@@ -58,8 +58,6 @@ def test_impossible_settings_are_refused() -> None:
         EarlyPatching.parse({"sources": []}, "analysis")
     with pytest.raises(UserError, match="analysis.positions"):
         AttributesRate.parse({"positions": ["middle"]}, "analysis")
-    with pytest.raises(UserError, match="either path or url"):
-        AttributesRate.parse({"paragraphs": {"path": "a", "url": "b", "sha256": "c"}}, "analysis")
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,9 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from analyses.fact_cases import PROMPTS, token_facts
 from analyses.splitting import assert_split_equals_whole
+from models.tiny_models import KINDS, tiny
 
 from repro.analyses import attributes_rate, sublayer_knockout
 from repro.analyses.attribute_rating import Rater
@@ -122,7 +125,7 @@ def test_a_state_along_the_subjects_attributes_has_rate_100_and_along_others_0()
     assert sorted(rater.top_words(along[:1], 10)[0]) == sorted(own)
 
 
-def test_static_tokens_are_those_behind_a_blank() -> None:
+def test_static_tokens_are_those_behind_a_blank(tmp_path: Path) -> None:
     """At the start of a text a byte-level token lacks its blank, which says nothing about the subject."""
     tokenizers = pytest.importorskip("tokenizers")
     inner = tokenizers.ByteLevelBPETokenizer()
@@ -136,7 +139,9 @@ def test_static_tokens_are_those_behind_a_blank() -> None:
     )
     facts = FactData(FactsToy(), given, "", "")
     lm.tokenizer = fast
-    rater, batch = Rater(lm, facts, AttributesRate()), facts.tokenise(fast)
+    (tmp_path / "a.csv").write_text("subject,paragraphs\nBeats Music,Apple\n")
+    spec = AttributesRate(paragraphs=Paragraphs(path=str(tmp_path / "a.csv")))
+    rater, batch = Rater(lm, facts, spec), facts.tokenise(fast)
     behind_blank = fast(" Beats Music")["input_ids"]
     assert fast("Beats Music")["input_ids"] != behind_blank
     assert rater._static_ids(batch, 0) == rater._static_ids(batch, 1) == behind_blank
@@ -160,8 +165,43 @@ def test_subjects_without_paragraphs_are_left_out(tmp_path: Path) -> None:
     np.testing.assert_allclose(some.arrays["mean_rate"].values, whole[has].mean(0))
     assert some.scalars["with_paragraphs"] == has.sum()
     path.write_text("subject,paragraphs\nnobody,nothing\n")
-    with pytest.raises(UserError, match="none of the subjects has any paragraphs"):
+    with pytest.raises(UserError, match="none of the subjects has paragraphs"):
         attributes_rate.run(lm, facts, None, None, spec)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_without_a_tokenizer_words_are_token_ids(tmp_path: Path, kind: str) -> None:
+    """By sets of ids: the `top` highest entries of E v against the ids of the paragraphs."""
+    lm, facts = tiny(kind, dtype=torch.float64), token_facts()
+    known = {(9, 3): [[1, 60, 33], list(range(20, 30))], (8,): [2, 5, 40], (4, 60): list(range(61))}
+    lines = [json.dumps({"subject": list(ids), "tokens": tokens}) for ids, tokens in known.items()]
+    (tmp_path / "paragraphs.jsonl").write_text("\n".join(lines))
+    given = {"path": str(tmp_path / "paragraphs.jsonl")}
+    spec = AttributesRate.parse({"pool": 30, "top": 15, "paragraphs": given, "batch": 2}, "analysis")
+    found = attributes_rate.run(lm, facts, None, None, spec)
+    cut = SublayerKnockout.parse({**spec.model_dump(exclude={"kind", "positions", "static", "examples"}),
+                                  "layer": 1, "width": 1}, "analysis")  # fmt: skip
+    knocked = sublayer_knockout.run(lm, facts, None, None, cut)
+    for row, (ids, (start, end)) in enumerate(PROMPTS):
+        tokens = known.get(tuple(ids[start:end]))
+        flat = None if tokens is None else set(np.hstack(tokens).tolist())
+        assert found.arrays["context_size"].values[row] == (-1 if flat is None else len(flat))
+        with torch.no_grad():
+            states = lm.hf(torch.tensor([ids]), output_hidden_states=True).hidden_states
+        for layer in range(lm.depth):
+            got = found.arrays["rate"].select(position="subject-last", layer=layer).values[row]
+            assert float(got) == pytest.approx(by_ids(lm, states[layer][0, end - 1], flat), abs=1e-9)
+        plain = float(knocked.arrays["plain_rate"].values[row])
+        assert plain == pytest.approx(by_ids(lm, states[2][0, end - 1], flat), abs=1e-9)
+    assert found.arrays["top_words"].values[0, 0, 0].isdigit()
+
+
+def by_ids(lm: LanguageModel, vector: torch.Tensor, context: set[int] | None) -> float:
+    if context is None:
+        return -1.0
+    out = vector if lm.project_out is None else vector @ lm.project_out.weight.T  # type: ignore[union-attr,operator]
+    top = (lm.unembedding @ out).argsort(descending=True)[:15].tolist()
+    return 100 * len(set(top) & context) / 15
 
 
 @pytest.mark.parametrize("how", ["released", "zero_subject_last", "zero_all"])

@@ -20,6 +20,11 @@ AXES = {
     "vocabulary_weights": ("head_rank", ["prompt", "layer", "head"]),
 }
 
+RATES = {
+    "attributes_rate": ["prompt", "position", "layer"],
+    "sublayer_knockout": ["prompt", "start", "sublayer"],
+}
+
 
 def composed(folder: Path, project: Path, *given: str) -> config.Config:
     tiny("opt").hf.save_pretrained(folder / "model")
@@ -39,6 +44,16 @@ def test_from_the_command_line_to_arrays(tmp_path: Path, project: Path, kind: st
     assert list(load(made.directory).arrays[name].axes) == axes
 
 
-def test_rates_ask_for_paragraphs_and_a_tokenizer(tmp_path: Path, project: Path) -> None:
-    with pytest.raises(UserError, match="no tokenizer"):
-        walk(composed(tmp_path, project, "analysis=attributes_rate"))
+@pytest.mark.parametrize("kind", list(RATES))
+def test_rates_of_token_ids(tmp_path: Path, project: Path, kind: str) -> None:
+    """No tokenizer: paragraphs are token ids, and without them it is said how to give them."""
+    with pytest.raises(
+        UserError, match=r'(?s)analysis.paragraphs.path=.*"subject": \[ids\], "tokens": \[ids\]'
+    ):
+        walk(composed(tmp_path, project, f"analysis={kind}"))
+    lines = [json.dumps({"subject": ids[a:b], "tokens": [1, 2, 3]}) for ids, (a, b) in PROMPTS]
+    (tmp_path / "paragraphs.jsonl").write_text("\n".join(lines))
+    own = f"analysis.paragraphs.path={tmp_path / 'paragraphs.jsonl'}"
+    made = composed(tmp_path, project, f"analysis={kind}", own)
+    assert walk(made) == 0
+    assert list(load(made.directory).arrays["rate"].axes) == RATES[kind]

@@ -59,5 +59,5 @@ def test_another_file_is_refused_and_not_kept(server, tmp_path):
 def test_no_such_file_and_no_server(server, tmp_path):
     with pytest.raises(UserError, match="cannot download .*gone.h5.*data.path=FILE"):
         download(f"{server}/gone.h5", CHECKSUM, str(tmp_path / "cache"))
-    with pytest.raises(UserError, match="cannot download"):
-        download("http://127.0.0.1:9/file.h5", CHECKSUM, str(tmp_path / "cache"))
+    with pytest.raises(UserError, match="^here.url: cannot download.*here.path=FILE.*here.cache="):
+        download("http://127.0.0.1:9/file.h5", CHECKSUM, str(tmp_path / "cache"), key="here")

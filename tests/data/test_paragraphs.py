@@ -8,6 +8,7 @@ import math
 import re
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -65,7 +66,11 @@ def test_every_format_gives_the_same_paragraphs(tmp_path: Path, monkeypatch: pyt
     write(tmp_path / "folder/b.txt", "\n".join(COLLECTION[2:]))
     with gzip.open(tmp_path / "c.txt.gz", "wt") as file:
         file.write("\n".join(COLLECTION))
+    with zipfile.ZipFile(tmp_path / "z.zip", "w") as archive:
+        archive.writestr("wiki/a.raw", " = Beats Music = \n" + "\n".join(COLLECTION))
+        archive.writestr("wiki/read.me", "Beats Music Beats Music")
     paths = [
+        str(tmp_path / "z.zip"),
         str(tmp_path / "folder"),
         str(tmp_path / "c.txt.gz"),
         write(tmp_path / "d.jsonl", "\n".join(json.dumps({"text": text}) for text in COLLECTION)),
@@ -89,11 +94,64 @@ def test_paragraphs_given_for_each_subject(tmp_path: Path) -> None:
         assert find(Paragraphs(path=path), ["A", "B", "C"]).texts == {"A": "one two"}
 
 
+def test_paragraphs_as_token_ids(tmp_path: Path) -> None:
+    rows = [{"subject": [3, 4], "tokens": [5, 6]}, {"subject": "A", "tokens": [[7], [8, 9]]},
+            {"subject": [4], "tokens": []}, {"subject": [5], "paragraphs": "a text"}]  # fmt: skip
+    path = write(tmp_path / "a.jsonl", "\n".join(map(json.dumps, rows)))
+    asked = [(3, 4), "A", (4,), (5,), (6,)]
+    expected = {(3, 4): (5, 6), "A": (7, 8, 9), (5,): "a text"}
+    assert find(Paragraphs(path=path), asked, texts=False).texts == expected
+    words = Words(None, 10)
+    assert words.context((9, 5, 9)).tolist() == [5, 9] and words.texts[9] == "9"
+    with pytest.raises(UserError, match='are texts, and .* no tokenizer.*"tokens"'):
+        words.context("a text")
+    with pytest.raises(UserError, match="between 0 and 9.*got 10"):
+        words.context((3, 10))
+    texts = write(tmp_path / "b.txt", "one\ntwo")
+    for spec in (Paragraphs(path=texts), Paragraphs(), Paragraphs(url="http://127.0.0.1:9/a", sha256="0")):
+        with pytest.raises(UserError, match='(?s)no tokenizer|JSONL with .*"tokens"'):
+            find(spec, asked, texts=False)
+
+
+def test_wikitext_is_read_as_it_was_written(tmp_path: Path) -> None:
+    raw = " = Beats Music = \n \n = = History = = \n A third @-@ party service of 1 @,@ 500 songs . \n"
+    path = write(tmp_path / "wiki.train.raw", raw)
+    found = find(Paragraphs(path=path, cache=str(tmp_path)), ["party"]).texts
+    assert found == {"party": "A third-party service of 1,500 songs ."}
+
+
+def test_a_collection_is_downloaded_where_nothing_else_is_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The path goes before the data's own paragraphs, and these before what would be downloaded."""
+    got: list[tuple[str, str]] = []
+
+    def download(url: str, sha256: str, cache: str | None, accept: str, key: str) -> Path:
+        got.append((url, accept))
+        return Path(write(tmp_path / "web.txt", "a word from the web"))
+
+    monkeypatch.setattr(paragraphs, "download", download)
+    own = write(tmp_path / "own.txt", "a word of one's own")
+    web = {"url": "https://example.org/web.txt", "sha256": "0" * 64, "cache": str(tmp_path)}
+    world = FactWorld(20)
+    assert find(Paragraphs(path=own, **web), ["word"], world).texts == {"word": "a word of one's own"}
+    assert find(Paragraphs(**web), ["word"], world).texts == of_world(world)
+    assert not got
+    assert find(Paragraphs(**web), ["word"]).texts == {"word": "a word from the web"}
+    assert got == [("https://example.org/web.txt", "analysis.paragraphs.sha256")]
+    assert Paragraphs(path=own, **web).fingerprint() == Paragraphs(path=own).fingerprint()
+
+
 def test_faults_are_named(tmp_path: Path) -> None:
     cases = {
         "no such file": str(tmp_path / "none.txt"),
         "line 2: no JSON": write(tmp_path / "a.jsonl", '{"text": "x"}\nnot'),
         "line 2: expected a field text": write(tmp_path / "b.jsonl", '{"text": "x"}\n{"no": 1}'),
+        "line 1: subject: expected text or": write(tmp_path / "g.jsonl", '{"subject": 3, "tokens": [1]}'),
+        "line 1: tokens: expected a list": write(
+            tmp_path / "h.jsonl", '{"subject": [3], "tokens": [[1], -1]}'
+        ),
+        "cannot read .*not a zip": write(tmp_path / "i.zip", "no archive"),
         "line 1: paragraphs: expected text": write(tmp_path / "c.jsonl", '{"subject": "x", "paragraphs": 3}'),
         "columns subject and paragraphs": write(tmp_path / "d.csv", "a,b\n1,2\n"),
         "unknown kind of file .xml": write(tmp_path / "e.xml", "<a/>"),
