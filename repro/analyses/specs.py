@@ -10,6 +10,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from repro.analyses import attribute_specs as attribute_specs
+from repro.analyses import importance_specs as importance_specs
 from repro.analyses.base_specs import Analysis as Analysis
 from repro.analyses.base_specs import Of as Of
 from repro.analyses.flow_specs import AttentionKnockout as AttentionKnockout

@@ -2,12 +2,30 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Self
 
 from pydantic import model_validator
 
 from repro.data.base_specs import Data, sha256_of
 from repro.errors import UserError
+
+
+@dataclass(frozen=True)
+class Workload:
+    """How much there is to score in one task set, for estimates; means where numbers differ.
+
+    examples, example_tokens: that heads are ranked on, and input tokens of one. questions, choices: of the
+    evaluation, and of one question. context_tokens, choice_tokens: of one question, and of one choice.
+    """
+
+    label: str
+    examples: float
+    example_tokens: float
+    questions: float
+    choices: float
+    context_tokens: float
+    choice_tokens: float
 
 
 class _ScoredFile(Data):
@@ -25,6 +43,12 @@ class _ScoredFile(Data):
     def fingerprint(self) -> dict[str, Any]:
         assert self.path is not None
         return self._without_places(sha256_of(self.path))
+
+    def workload(self) -> list[Workload]:
+        """What the file holds. Raises `UserError` for a file that cannot be read."""
+        from repro.data.scored_texts import load  # which reads these specs
+
+        return [one.workload() for one in load(self).sets]  # type: ignore[arg-type]
 
 
 class TokenExamples(_ScoredFile):

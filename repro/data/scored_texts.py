@@ -17,7 +17,7 @@ from typing import Any, Literal, TypeVar
 
 from repro.data.base_specs import sha256_of
 from repro.data.facts_records import objects
-from repro.data.scored_specs import TokenChoices, TokenExamples
+from repro.data.scored_specs import TokenChoices, TokenExamples, Workload
 from repro.errors import UserError
 
 Ids = tuple[int, ...]
@@ -87,6 +87,15 @@ class TaskSet:
     def label(self) -> str:
         """Name and shot, as axes of results carry it: "rte", "rte.5shot"."""
         return self.name if self.shot == 0 else f"{self.name}.{self.shot}shot"
+
+    def workload(self) -> Workload:
+        """How much there is to score."""
+        asked, choices = self.questions, [len(ids) for one in self.questions for ids in one.choices]
+        contexts = [len(one.contexts[0]) for one in asked]
+        return Workload(
+            self.label, len(self.examples), _mean([len(one.tokens) - 1 for one in self.examples]), len(asked),
+            _mean([len(one.choices) for one in asked]), _mean(contexts), _mean(choices),
+        )  # fmt: skip
 
     def check_vocabulary(self, size: int) -> None:
         """Refuse token ids that the model does not have. size: rows of its unembedding."""
@@ -237,6 +246,10 @@ def _check_ids(ids: Ids, size: int, where: str) -> None:
             f"data: {where}: token ids must lie between 0 and {size - 1}, the model's vocabulary; got"
             f" {max(ids)}. Were they made with another model's tokenizer?"
         )
+
+
+def _mean(numbers: Sequence[int]) -> float:
+    return sum(numbers) / max(len(numbers), 1)
 
 
 def _short(value: Any) -> str:

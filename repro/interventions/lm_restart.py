@@ -50,6 +50,16 @@ class Restart:
         rest = {name: value for name, value in kwargs.items() if name != "hidden_states"}
         self._calls.append((kwargs["hidden_states"].clone(), (), rest))
 
+    def entering(self, layer: int) -> Tensor:
+        """What entered a block in the run, [B, T, d]."""
+        return self._calls[layer][0]
+
+    def block(self, layer: int, resid: Tensor) -> Tensor:
+        """One block with the run's own arguments and without its edits; gradients can flow."""
+        _, args, kwargs = self._calls[layer]
+        out = self._model.layers[layer].block(resid, *args, **kwargs)
+        return out[0] if isinstance(out, tuple) else out
+
     @torch.no_grad()
     def go(self, layer: int, edits: Sequence[Edit] = (), copies: int = 1, end: int | None = None) -> Tensor:
         """The last residual stream [copies * B, T, d] when the pass goes on from `layer` with more edits.

@@ -103,6 +103,18 @@ def edited(model: LanguageModel, edits: Sequence[Edit]) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def observed(model: LanguageModel, reads: Sequence[Read]) -> Iterator[Run]:
+    """For the time of the context, what calls of the model or its blocks leave at these places is kept.
+
+    Gradients come with the caller's own backward pass.
+    """
+    result = Run()
+    result._reads = list(reads)
+    with _hooked(model, (), result):
+        yield result
+
+
 def _trunk(model: LanguageModel, batch: TokenBatch) -> Tensor:
     tokens, arguments = batch.tokens.to(model.device), {}
     if not bool(batch.mask.all()):

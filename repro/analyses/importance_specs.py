@@ -1,0 +1,81 @@
+"""What the importance of heads and FFNs, and pruning by it, can be told. Imports no PyTorch.
+
+`tokens` is how many padded tokens go through the model together: it changes memory and speed, and no number
+beyond rounding.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import Field, PositiveFloat, PositiveInt
+
+from repro.analyses.base_specs import Analysis
+from repro.costs import Cost, Work, added, not_modelled
+from repro.data.scored_specs import Workload
+from repro.specs import Spec
+
+Natural = Annotated[int, Field(ge=0)]
+Percent = Annotated[float, Field(ge=0, le=100)]
+
+
+class HeadImportanceSettings(Spec):
+    """How the importance of heads is measured; defaults are those of the released code.
+
+    absolute: value taken at each position, or of an example's sum over positions. last_layer_divisor: the
+    last layer's scores are divided by the number of target tokens, or like those of the others by the number
+    of input tokens. loss: mean cross-entropy of the continuation, of all tokens, or of the last one.
+    overlength: what happens to examples beyond the context window: an error, loss of tokens from the left, or
+    they are dropped. loss_scale: factor of the loss in the backward pass; null: 1, and in float16 as large as
+    keeps gradients from becoming zero (the released code has 1). recompute: activations layer by layer.
+    """
+
+    absolute: Literal["position", "example"] = "position"
+    last_layer_divisor: Literal["targets", "inputs"] = "targets"
+    loss: Literal["continuation", "all_tokens", "last_token"] = "continuation"
+    overlength: Literal["error", "left_truncate", "drop"] = "error"
+    loss_scale: PositiveFloat | None = None
+    recompute: bool = False
+    tokens: PositiveInt = 2048
+
+    def importance_cost(self, workload: list[Workload]) -> Cost:
+        """A forward pass, and one back to activations, an example."""
+        works = []
+        for one in workload:
+            if one.examples:
+                length = max(1, round(one.example_tokens))
+                batch = max(1, self.tokens // length)
+                works.append(
+                    Work(f"{one.label}: gradients of heads", one.examples, length, backwards=1,
+                         recomputed=self.recompute, unembedded=one.choice_tokens or 4, batch=batch)
+                )  # fmt: skip
+        return Cost(tuple(works))
+
+
+class HeadImportance(HeadImportanceSettings, Analysis):
+    """How much the loss of examples changes with each head's output, to first order.
+
+    held_out: tasks that do not count in the mean over tasks.
+    """
+
+    module: ClassVar[str] = "repro.analyses.head_importance"
+    models: ClassVar[tuple[str, ...]] = ("hf", "organism")
+    splits_over: ClassVar[str | None] = "examples"
+    kind: Literal["head_importance"] = "head_importance"
+    held_out: list[str] = []
+
+    def fingerprint(self) -> dict[str, Any]:
+        return self.model_dump(mode="json", exclude={"tokens", "recompute"})
+
+    def cost(self, subject: Any, data: Any) -> Cost:
+        """See `importance_cost`."""
+        return costed(data, self.importance_cost)
+
+
+def costed(data: Any, *parts: Any) -> Cost:
+    """Costs of parts, each a function of the data's workload; not modelled where the data has none to say."""
+    workload = getattr(data, "workload", None)
+    if workload is None:
+        return not_modelled("analysis", f"data {data.kind} does not say how many texts it has")
+    given = workload()
+    return added([part(given) for part in parts])
