@@ -61,7 +61,7 @@ def find(
     source, or it cannot be read.
     """
     if world is not None and not spec.path:
-        return Found(of_world(world), "a list of the attributes of each subject of the small world")
+        return Found({**of_world(world)}, "a list of the attributes of each subject of the small world")
     if not (spec.path or (spec.url and texts)):
         kinds = FORMATS if texts else f"JSONL with {IDS} a line, since this model's folder has no tokenizer"
         raise UserError(
@@ -84,7 +84,7 @@ def find(
     return Found(kept, f"up to {spec.per_subject} paragraphs of {path.name} for each subject, by BM25")
 
 
-def of_world(world: FactWorld) -> dict[Subject, Content]:
+def of_world(world: FactWorld) -> dict[str, str]:
     """One paragraph for each subject of the small world: all its attributes, and not its names.
 
     So a rate counts attributes alone; what is left of a subject's own embedding in its state does not.

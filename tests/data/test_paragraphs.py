@@ -10,6 +10,7 @@ import subprocess
 import sys
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -132,7 +133,7 @@ def test_a_collection_is_downloaded_where_nothing_else_is_given(
 
     monkeypatch.setattr(paragraphs, "download", download)
     own = write(tmp_path / "own.txt", "a word of one's own")
-    web = {"url": "https://example.org/web.txt", "sha256": "0" * 64, "cache": str(tmp_path)}
+    web: dict[str, Any] = {"url": "https://example.org/web.txt", "sha256": "0" * 64, "cache": str(tmp_path)}
     world = FactWorld(20)
     assert find(Paragraphs(path=own, **web), ["word"], world).texts == {"word": "a word of one's own"}
     assert find(Paragraphs(**web), ["word"], world).texts == of_world(world)
