@@ -72,6 +72,56 @@ class HeadImportance(HeadImportanceSettings, Analysis):
         return costed(data, self.importance_cost)
 
 
+class EvaluationSettings(Spec):
+    """How choices are scored.
+
+    vocabulary: the log-softmax is over so many of the first logits; auto: 50265 of OPT's 50272, as in the
+    released code, of other models all. overlength: questions beyond the context window lose tokens from the
+    left, or are an error. chunk: questions whose scores are saved together. cells: folder of scores that
+    experiments share, by weights, questions and mask; null: in the run's own.
+    """
+
+    vocabulary: Literal["auto", "all"] | PositiveInt = "auto"
+    overlength: Literal["left_truncate", "error"] = "left_truncate"
+    tokens: PositiveInt = 2048
+    chunk: PositiveInt = 64
+    cells: str | None = None
+
+    def evaluation_cost(self, workload: list[Workload], streams: float, share: float = 1.0) -> Cost:
+        """Contexts once and every choice, in so many whole streams; share: of a block that is left."""
+        works = []
+        for one in workload:
+            if one.questions:
+                length = max(1, round(one.context_tokens + one.choices * max(one.choice_tokens - 1, 0)))
+                works.append(
+                    Work(f"{one.label}: {streams:.1f} streams", one.questions * streams, length,
+                         unembedded=1 + one.choices * max(one.choice_tokens - 1, 0),
+                         batch=max(1, self.tokens // length), share=share)
+                )  # fmt: skip
+        return Cost(tuple(works))
+
+
+class FfnImportance(EvaluationSettings, Analysis):
+    """How many points of accuracy each FFN is worth: the model without it against the whole one.
+
+    held_out: tasks that do not count in the mean over tasks.
+    """
+
+    module: ClassVar[str] = "repro.analyses.ffn_importance"
+    models: ClassVar[tuple[str, ...]] = ("hf", "organism")
+    splits_over: ClassVar[str | None] = "questions"
+    kind: Literal["ffn_importance"] = "ffn_importance"
+    held_out: list[str] = []
+
+    def fingerprint(self) -> dict[str, Any]:
+        return self.model_dump(mode="json", exclude={"tokens", "chunk", "cells"})
+
+    def cost(self, subject: Any, data: Any) -> Cost:
+        """One whole stream, and one from each FFN's layer on: half of a pass on average."""
+        depth = subject.layers
+        return costed(data, lambda given: self.evaluation_cost(given, 1 + (depth - 1) / 2))
+
+
 def costed(data: Any, *parts: Any) -> Cost:
     """Costs of parts, each a function of the data's workload; not modelled where the data has none to say."""
     workload = getattr(data, "workload", None)
