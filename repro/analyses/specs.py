@@ -15,6 +15,8 @@ from repro.analyses.base_specs import Analysis as Analysis
 from repro.analyses.base_specs import Of as Of
 from repro.analyses.flow_specs import AttentionKnockout as AttentionKnockout
 from repro.analyses.flow_specs import KnownFacts as KnownFacts
+from repro.analyses.induction_specs import Copying as Copying
+from repro.analyses.induction_specs import PrefixMatching as PrefixMatching
 from repro.analyses.influence_specs import InfluenceScores as InfluenceScores
 from repro.analyses.lm_circuit_specs import CircuitEvaluation as CircuitEvaluation
 from repro.analyses.lm_circuit_specs import FindCircuit as FindCircuit

@@ -108,3 +108,26 @@ class FactsTask(Task):
     @property
     def longest(self) -> int:
         return 14  # the start token, at most 12 words, and the attribute
+
+
+class InContextTask(Task):
+    """Repeated random words, and few-shot tasks whose labels are drawn anew for each sequence.
+
+    Of a batch the share `repeats` are words in random order, repeated behind a start token (predicted from
+    the second of the second copy on); the others are documents of one task with `;` between them, of five
+    kinds in turn (see `repro.data.icl_world`), of which the answers are predicted.
+    """
+
+    module: ClassVar[str] = "repro.data.in_context_task"
+    probes: ClassVar[dict[str, bool]] = {
+        "repeats": False, "labels": False, "groups": False, "knowledge": False, "recall": False,
+        "completion": False,
+    }  # fmt: skip
+    kind: Literal["in_context"] = "in_context"
+    length: Annotated[int, Field(ge=16)] = 64
+    repeats: Annotated[float, Field(ge=0, le=1)] = 0.4
+    probe_sequences: Positive = 100
+
+    @property
+    def longest(self) -> int:
+        return self.length

@@ -16,6 +16,8 @@ from repro.data.fact_specs import CounterFact as CounterFact
 from repro.data.fact_specs import FactsToy as FactsToy
 from repro.data.fact_specs import Known1000 as Known1000
 from repro.data.fact_specs import PromptsFile as PromptsFile
+from repro.data.few_shot_specs import FewShotTasks as FewShotTasks
+from repro.data.few_shot_specs import FewShotToy as FewShotToy
 from repro.data.scored_specs import TokenChoices as TokenChoices
 from repro.data.scored_specs import TokenExamples as TokenExamples
 from repro.data.sequence_specs import Evaluator as Evaluator
@@ -27,6 +29,8 @@ from repro.data.text_specs import IoiRemix as IoiRemix
 from repro.data.text_specs import IoiToy as IoiToy
 from repro.data.text_specs import RandomTokens as RandomTokens
 from repro.data.text_specs import TokenPairs as TokenPairs
+from repro.data.token_sequence_specs import InductionSequences as InductionSequences
+from repro.data.token_sequence_specs import TokenSequences as TokenSequences
 from repro.errors import UserError
 
 PUBLISHED_URL = (

@@ -37,7 +37,13 @@ def facts(made: Organism, store: Path) -> dict[str, Any]:
 
 
 def test_the_files_are_what_they_are_called() -> None:
-    assert NAMES == ["facts_organism", "facts_plain_organism", "induction_organism", "ioi_organism"]
+    assert NAMES == [
+        "facts_organism",
+        "facts_plain_organism",
+        "in_context_organism",
+        "induction_organism",
+        "ioi_organism",
+    ]
     assert all(spec(name).until for name in NAMES)
     assert spec("ioi_organism").task.kind == "ioi" and spec("induction_organism").task.kind == "repeats"
 
