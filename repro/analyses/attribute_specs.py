@@ -19,6 +19,8 @@ from repro.data.paragraph_specs import Paragraphs
 
 Natural = Annotated[int, Field(ge=0)]
 Reweight = Literal["released", "renormalised"]
+Knockout = Literal["released", "zero_subject_last", "zero_all"]
+KNOCKOUTS: tuple[Knockout, ...] = ("released", "zero_subject_last", "zero_all")
 Position = Literal["subject-last", "subject-first", "following", "last", "first"]
 DEPTH = 48  # layers of GPT-2 XL, for which the defaults below were published
 POSITIONS: tuple[Position, ...] = ("subject-last", "subject-first", "following", "last", "first")
@@ -165,7 +167,8 @@ class SublayerKnockout(_Rate):
     layer: block after which the state is read. width: how many layers from each start on; inclusive: one
     more, as the released code has it. knockout: released (attention: uniform over what a position may see,
     MLP: hidden units zero so that its bias stays, both everywhere), zero_subject_last (outputs zero at the
-    last subject position) or zero_all (everywhere). early: starts up to this one are early.
+    last subject position) or zero_all (everywhere). compare: all of them are measured, and `knockout` says
+    which is called the result. early: starts up to this one are early.
     """
 
     module: ClassVar[str] = "repro.analyses.sublayer_knockout"
@@ -173,8 +176,15 @@ class SublayerKnockout(_Rate):
     layer: Natural = 40
     width: PositiveInt = 10
     inclusive: bool = True
-    knockout: Literal["released", "zero_subject_last", "zero_all"] = "released"
+    knockout: Knockout = "released"
+    compare: bool = True
     early: Natural = 10
+
+    @property
+    def ways(self) -> list[Knockout]:
+        """How sublayers are cancelled, the result's way first."""
+        others = [way for way in KNOCKOUTS if way != self.knockout]
+        return [self.knockout, *others] if self.compare else [self.knockout]
 
     def for_subject(self, subject: Any, data: Any) -> tuple[Self, dict[str, str]]:
         """Also with layers in proportion, if the model has not as many as were published."""
@@ -193,10 +203,9 @@ class SublayerKnockout(_Rate):
         return list(range(start, min(start + self.width + self.inclusive, self.layer)))
 
     def cost(self, subject: Any, data: Any) -> Cost:
-        """Two passes a start, from there to the layer; what follows the subject is not counted off."""
-        share = (self.layer / 2 + 1) / subject.layers
-        works = (("starts", 2.0 * self.layer, share),)
-        return self._cost(subject, data, works, 1 + 2 * self.layer)
+        """Two passes a start and way, from there to the layer; what follows the subject is not counted off."""
+        share, passes = (self.layer / 2 + 1) / subject.layers, 2 * len(self.ways) * self.layer
+        return self._cost(subject, data, (("starts", float(passes), share),), 1 + passes)
 
 
 class VocabularyWeights(_OfPrompts):

@@ -6,17 +6,25 @@ beyond rounding.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import BeforeValidator, Field, PositiveFloat, PositiveInt, model_validator
 
 from repro.analyses.base_specs import Analysis
 from repro.costs import Cost, Work, added, not_modelled
+from repro.data.base_specs import sha256_of
 from repro.data.scored_specs import Workload
 from repro.specs import Spec
 
 Natural = Annotated[int, Field(ge=0)]
 Percent = Annotated[float, Field(ge=0, le=100)]
+Sources = Annotated[
+    list[str],
+    Field(min_length=1),
+    BeforeValidator(lambda given: [given] if isinstance(given, str) else given),
+]
+WORDS = ("own", "shot", "aggregate", "task", "highest", "lowest", "random")
 
 
 class HeadImportanceSettings(Spec):
@@ -120,6 +128,100 @@ class FfnImportance(EvaluationSettings, Analysis):
         """One whole stream, and one from each FFN's layer on: half of a pass on average."""
         depth = subject.layers
         return costed(data, lambda given: self.evaluation_cost(given, 1 + (depth - 1) / 2))
+
+
+class Pruning(EvaluationSettings, Analysis):
+    """Accuracy when the least important heads, FFNs or both are removed, by their percentage.
+
+    component: heads, ffns, or both: every percentage of heads with every one of FFNs. ranking: by what
+    components are ranked, one curve a source: `own` (the task itself), `shot:K` (the same task with K
+    demonstrations), `aggregate` (mean over tasks with as many), `aggregate:K`, `task:NAME`, `highest` and
+    `lowest` (the task whose scores agree most and least), `random`, `random:SEED`, or a file with
+    score[layer, head] or imp[layer]: JSON, npz, or the folder of a run. ffn_ranking: the same of FFNs, where
+    it differs. head_scores, ffn_scores: file or folder of a run with the scores of every task; null: they
+    are computed here. partners: task -> the tasks to be taken for `highest` and `lowest`. evaluate: tasks
+    that are pruned (null: all); others serve for rankings. held_out: tasks that count in no mean. seed: of
+    `random`. importance: how heads are ranked.
+    """
+
+    module: ClassVar[str] = "repro.analyses.pruning"
+    models: ClassVar[tuple[str, ...]] = ("hf", "organism")
+    splits_over: ClassVar[str | None] = "questions"
+    kind: Literal["pruning"] = "pruning"
+    component: Literal["heads", "ffns", "both"] = "heads"
+    head_percents: Annotated[list[Percent], Field(min_length=1)] = list(range(0, 100, 10))
+    ffn_percents: Annotated[list[Percent], Field(min_length=1)] = list(range(0, 100, 10))
+    ranking: Sources = ["own"]
+    ffn_ranking: Sources | None = None
+    head_scores: str | None = None
+    ffn_scores: str | None = None
+    partners: dict[str, Annotated[list[str], Field(min_length=2, max_length=2)]] = {}
+    evaluate: list[str] | None = None
+    held_out: list[str] = []
+    seed: Natural = 0
+    importance: HeadImportanceSettings = HeadImportanceSettings()
+
+    @model_validator(mode="after")
+    def _once(self) -> Self:
+        for name in ("head_percents", "ffn_percents", "ranking"):
+            given = getattr(self, name)
+            if len(set(given)) < len(given):
+                raise ValueError(f"{name}: the same is there twice: {given}")
+        if self.ffn_ranking is not None and len(self.ffn_ranking) != len(self.ranking):
+            raise ValueError(
+                f"ffn_ranking: one for each ranking of heads ({len(self.ranking)}); got"
+                f" {len(self.ffn_ranking)}"
+            )
+        return self
+
+    @property
+    def levels(self) -> list[tuple[float, float]]:
+        """Percentages of heads and of FFNs of every cell."""
+        if self.component == "both":
+            return [(heads, ffns) for heads in self.head_percents for ffns in self.ffn_percents]
+        if self.component == "heads":
+            return [(heads, 0) for heads in self.head_percents]
+        return [(0, ffns) for ffns in self.ffn_percents]
+
+    def fingerprint(self) -> dict[str, Any]:
+        plain = self.model_dump(mode="json", exclude={"tokens", "chunk", "cells"})
+        for name in ("tokens", "recompute"):
+            plain["importance"].pop(name)
+        for name in ("head_scores", "ffn_scores"):
+            plain[name] = plain[name] and _content(plain[name])
+        for name in ("ranking", "ffn_ranking"):
+            plain[name] = plain[name] and [_content(one) if is_file(one) else one for one in plain[name]]
+        return plain
+
+    def cost(self, subject: Any, data: Any) -> Cost:
+        """Rankings that are computed here, and a stream for every cell, less what is left out of it."""
+        streams = 1 + len(self.ranking) * sum(heads + ffns > 0 for heads, ffns in self.levels)
+        left = [_left(subject, heads / 100, ffns / 100) for heads, ffns in self.levels]
+        parts: list[Any] = [lambda given: self.evaluation_cost(given, streams, sum(left) / len(left))]
+        computed = [one for one in self.ranking if not is_file(one) and not one.startswith("random")]
+        if computed and self.component != "ffns" and self.head_scores is None:
+            parts.append(self.importance.importance_cost)
+        if computed and self.component != "heads" and self.ffn_scores is None:
+            parts.append(lambda given: self.evaluation_cost(given, (subject.layers - 1) / 2))
+        return costed(data, *parts)
+
+
+def is_file(source: str) -> bool:
+    """Whether a source of a ranking is a file or folder, not a word."""
+    word = source.split(":")[0]
+    return word not in WORDS
+
+
+def _content(path: str) -> str:
+    """What of a file of scores can change a number: its content; of a run, its arrays."""
+    place = Path(path).expanduser()
+    return sha256_of(place / "arrays.npz" if (place / "arrays.npz").exists() else place)
+
+
+def _left(shape: Any, heads: float, ffns: float) -> float:
+    """Share of a block's operations that is left."""
+    attention, mlp = shape.attention_weights, shape.mlp_weights
+    return ((1 - heads) * attention + (1 - ffns) * mlp) / (attention + mlp)
 
 
 def costed(data: Any, *parts: Any) -> Cost:

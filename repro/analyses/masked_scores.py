@@ -48,8 +48,8 @@ class MaskedScores:
         self.columns = columns_of(model, spec.vocabulary)
         identity = fingerprint(model)
         shared = Path(spec.cells).expanduser() if spec.cells and identity else None
-        self._folder = shared or (None if directory is None else Path(directory) / "cells")
-        self._identity = f"{identity} {model.dtype} {self.columns}"
+        self.folder = shared or (None if directory is None else Path(directory) / "cells")
+        self.identity = f"{identity} {model.dtype} {self.columns}"
 
     def check(self, one: TaskSet) -> int:
         """How many choices of a task are cut. Raises `UserError` if none may be, or for targets cut off."""
@@ -134,11 +134,11 @@ class MaskedScores:
         return Cells(np.stack([one for one, _ in pairs]), np.stack([one for _, one in pairs]))
 
     def _path(self, questions: Sequence[Question]) -> Path | None:
-        if self._folder is None:
+        if self.folder is None:
             return None
         asked = json.dumps([[one.contexts, one.choices] for one in questions])
-        key = hashlib.sha256(f"{self._identity} {asked}".encode()).hexdigest()[:32]
-        return self._folder / key[:2] / f"{key}.npz"
+        key = hashlib.sha256(f"{self.identity} {asked}".encode()).hexdigest()[:32]
+        return self.folder / key[:2] / f"{key}.npz"
 
 
 def evaluate(

@@ -52,7 +52,7 @@ def fitted(model: LanguageModel, one: TaskSet, overlength: Overlength) -> tuple[
             f"data: {len(long)} of {len(kept)} examples of {one.label} are longer than the model's context"
             f" window: example {number} has {len(item.tokens) + item.cut} tokens, and {most + 1} are possible"
             f" ({most} inputs and the last target). Give analysis.overlength=left_truncate or"
-            " analysis.overlength=drop, or fewer demonstrations"
+            " analysis.overlength=drop (in pruning: analysis.importance.overlength), or fewer demonstrations"
         )
     if overlength == "drop":
         kept = [(number, item) for number, item in kept if not item.cut]

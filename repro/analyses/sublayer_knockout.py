@@ -6,7 +6,9 @@ notebook.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -32,10 +34,12 @@ def run(subject: Any, data: Any, record: Any, directory: Path | None, spec: Subl
     """The rate at the last subject position after block `spec.layer`, for every first blocked layer below it.
 
     Arrays: plain_rate [prompt], nothing cancelled; rate [prompt, sublayer, start], %, -1 where the subject
-    has no paragraphs; mean_rate [sublayer, start], over the others, with `none` as a first, constant row;
-    blocked [start], how many layers are; context_size [prompt]; those of `fact_inputs`. Scalars: rate.none;
-    lowest.SUBLAYER, the lowest mean rate over early starts, and ratio.SUBLAYER, that over rate.none;
-    with_paragraphs (prompts); and the common ones.
+    has no paragraphs; mean_rate [sublayer, start], over the others, with `none` as a first, constant row; the
+    same of every way of knocking out, the result's first: knockout_rate [prompt, knockout, start, sublayer]
+    and knockout_mean [knockout, sublayer, start]; blocked [start], how many layers are; context_size
+    [prompt]; those of `fact_inputs`. Scalars: rate.none; lowest.SUBLAYER, the lowest mean rate over early
+    starts, and ratio.SUBLAYER, that over rate.none; both behind another way's name; with_paragraphs
+    (prompts); and the common ones.
     """
     return merge([run_part(subject, data, directory, spec, WHOLE)], spec)
 
@@ -51,20 +55,24 @@ def run_part(subject: Any, data: Any, directory: Path | None, spec: SublayerKnoc
     facts_of(model, data)  # refused before paragraphs are looked for
     rater = Rater(model, data, spec)
     asked = ask(model, data, part, spec.batch)
-    rate = torch.zeros(len(asked), 1 + len(SUBLAYERS) * spec.layer, dtype=torch.float64)
+    shape = (spec.layer, len(spec.ways), len(SUBLAYERS))
+    rate = torch.zeros(len(asked), 1 + math.prod(shape), dtype=torch.float64)
     with progress(len(asked) * spec.layer, "sublayer knockout", "starts") as bar:
         for index, rows in asked.batches(spec.batch):
             rate[index] = rater.rate(_states(model, rows, spec, bar), rows.facts)
     prompts: dict[str, Any] = {"prompt": len(asked)}
     starts: list[Any] = list(range(spec.layer))
-    axes = {**prompts, "start": starts, "sublayer": list(SUBLAYERS)}
+    axes = {"start": starts, "sublayer": list(SUBLAYERS)}
+    rates = rate[:, 1:].unflatten(1, shape).transpose(1, 2)  # prompt, way, start, sublayer
     arrays = {
         **common_arrays(asked),
         "plain_rate": lm.array(rate[:, 0], prompts, "%"),
-        "rate": lm.array(rate[:, 1:].unflatten(1, (spec.layer, len(SUBLAYERS))), axes, "%"),
+        "rate": lm.array(rates[:, 0], {**prompts, **axes}, "%"),
+        "knockout_rate": lm.array(rates, {**prompts, "knockout": list(spec.ways), **axes}, "%"),
         "context_size": lm.array(rater.sizes(asked.facts), prompts),
     }
-    return Result({}, arrays, {**rater.says, "knockout": spec.knockout})
+    others = f"; also measured: {', '.join(spec.ways[1:]) or 'nothing'}"
+    return Result({}, arrays, {**rater.says, "knockout": spec.knockout + others})
 
 
 def merge(parts: Sequence[Result], spec: SublayerKnockout) -> Result:
@@ -76,21 +84,24 @@ def merge(parts: Sequence[Result], spec: SublayerKnockout) -> Result:
     require_paragraphs(sizes)
     known = sizes >= 0
     plain = float(arrays["plain_rate"].values[known].mean())
-    mean = arrays["rate"].values[known].mean(0)  # start, sublayer
+    mean = arrays["knockout_rate"].values[known].mean(0)  # way, start, sublayer
     starts: list[Any] = list(range(spec.layer))
-    rows = np.vstack([np.full(len(starts), plain), mean.T])
-    arrays["mean_rate"] = NamedArray(rows, {"sublayer": ["none", *SUBLAYERS], "start": starts}, "%")
+    rows = np.stack([np.vstack([np.full(len(starts), plain), one.T]) for one in mean])
+    axes: dict[str, Any] = {"sublayer": ["none", *SUBLAYERS], "start": starts}
+    arrays["mean_rate"] = NamedArray(rows[0], axes, "%")
+    arrays["knockout_mean"] = NamedArray(rows, {"knockout": list(spec.ways), **axes}, "%")
     arrays["blocked"] = NamedArray(np.array([len(spec.window(start)) for start in starts]), {"start": starts})
     scalars.update({"rate.none": plain, "with_paragraphs": float(known.sum())})
-    for place, name in enumerate(SUBLAYERS):
-        lowest = float(mean[: spec.early + 1, place].min())
-        scalars[f"lowest.{name}"] = lowest
-        scalars[f"ratio.{name}"] = lowest / plain if plain else float("nan")
+    for way, one in zip(spec.ways, mean, strict=True):
+        before = "" if way == spec.knockout else f"{way}."
+        for name, lowest in zip(SUBLAYERS, one[: spec.early + 1].min(0).tolist(), strict=True):
+            scalars[f"{before}lowest.{name}"] = lowest
+            scalars[f"{before}ratio.{name}"] = lowest / plain if plain else float("nan")
     return result
 
 
 def _states(model: LanguageModel, asked: Asked, spec: SublayerKnockout, bar: Any) -> Tensor:
-    """States at the last subject position [B, n, d]: one plain, then for each start one a sublayer.
+    """States at the last subject position [B, n, d]: one plain, then for each start one a way and sublayer.
 
     What comes after the last subject position does not act on it, so it is cut off; blocks below a start are
     not run again.
@@ -111,16 +122,15 @@ def _states(model: LanguageModel, asked: Asked, spec: SublayerKnockout, bar: Any
                 found = model.last_norm(found)  # type: ignore[operator]
         return found
 
-    states = [read(restart.go(0, end=spec.layer + 1))]
+    states, kinds = [read(restart.go(0, end=spec.layer + 1))], list(product(spec.ways, SUBLAYERS))
     for start in range(spec.layer):
         edits = [
             edit
-            for copy, sublayer in enumerate(SUBLAYERS)
+            for copy, (way, sublayer) in enumerate(kinds)
             for edit in cancelled(
-                sublayer, spec.knockout, spec.window(start), facts.last,
-                range(copy * count, (copy + 1) * count),
+                sublayer, way, spec.window(start), facts.last, range(copy * count, (copy + 1) * count)
             )
-        ]  # fmt: skip
-        states.append(read(restart.go(start, edits, copies=len(SUBLAYERS), end=spec.layer + 1)))
+        ]
+        states.append(read(restart.go(start, edits, copies=len(kinds), end=spec.layer + 1)))
         bar.advance(count)
     return torch.cat(states, dim=1)

@@ -66,7 +66,8 @@ def test_impossible_settings_are_refused() -> None:
         (AttributeExtraction(), 4 * (3 + 24)),
         (AttributeExtraction(compare=False), 4 * (3 + 12)),
         (AttributesRate(static=False), 4 * 5),
-        (SublayerKnockout(layer=3), 7),
+        (SublayerKnockout(layer=3), 1 + 3 * 2 * 3),
+        (SublayerKnockout(layer=3, compare=False), 7),
         (VocabularyWeights(), 4 + 2 * 2),
     ],
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -213,13 +214,19 @@ def test_knockouts_are_those_of_hooks_on_the_whole_prompt(how: str) -> None:
     texts, tokens = of_world(facts.world), facts.tokenise(lm.tokenizer)  # type: ignore[arg-type]
     blocked = [[0, 1], [1]] if how == "released" else [[0], [1]]
     assert found.arrays["blocked"].values.tolist() == [len(layers) for layers in blocked]
+    every = found.arrays["knockout_rate"]
+    assert every.labels("knockout")[0] == how and len(set(every.labels("knockout"))) == 3
+    assert np.array_equal(every.values[:, 0], found.arrays["rate"].values)
+    alone = sublayer_knockout.run(lm, facts, None, None, spec.model_copy(update={"compare": False}))
+    assert alone.arrays["knockout_rate"].labels("knockout") == [how]
+    assert all(found.scalars[name] == value for name, value in alone.scalars.items())
     for row, fact in enumerate(facts.facts):
         ids, last = tokens.batch.tokens[row][tokens.batch.mask[row]], int(tokens.last[row])
         for start, layers in enumerate(blocked):
-            for sublayer in ("MLP", "MHSA"):
-                state = _hooked(lm, ids, last, layers, sublayer, how)[3]
+            for sublayer, way in product(("MLP", "MHSA"), every.labels("knockout")):
+                state = _hooked(lm, ids, last, layers, sublayer, str(way))[3]
                 expected = notebook(lm, state, texts[fact.subject or ""], spec)
-                got = found.arrays["rate"].select(start=start, sublayer=sublayer).values[row]
+                got = every.select(knockout=way, start=start, sublayer=sublayer).values[row]
                 assert float(got) == pytest.approx(expected, abs=1e-9)
         plain = notebook(lm, _hooked(lm, ids, last, [], "MLP", how)[3], texts[fact.subject or ""], spec)
         assert float(found.arrays["plain_rate"].values[row]) == pytest.approx(plain, abs=1e-9)
