@@ -146,7 +146,11 @@ def _check_together(analysis: Any, model: Any) -> None:
     """Refuse a question that cannot be asked of this kind of model."""
     if analysis is None or model is None or model.kind in analysis.models:
         return
-    choices = {"hf": "hf model.path=NAME_OR_FOLDER", "organism": "ioi_organism"}
+    choices = {
+        "hf": "hf model.path=NAME_OR_FOLDER",
+        "organism": "ioi_organism",
+        "fine_tuned": "gpt2_wikitext",
+    }
     valid = ", ".join(f"model={choices.get(kind, kind)}" for kind in analysis.models)
     raise UserError(
         f"analysis {analysis.kind} cannot be asked of model.kind={model.kind}. Choose e.g. {valid},"

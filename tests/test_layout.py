@@ -20,7 +20,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "models": set(),
     "data": set(),
     "interventions": {"models", "data"},
-    "training": {"interventions", "models", "data"},
+    "training": {"interventions", "models", "data", "hardware"},
     "analyses": {"interventions", "training", "models", "data"},
     "figures": set(),
     "claims": set(),
@@ -59,6 +59,11 @@ MAY_IMPORT: dict[str, set[str]] = {
 EXCEPTIONS = {
     ("models", "repro.data.random_streams"): "initialisation draws from the published random streams",
     ("models", "repro.data.lm_task_specs"): "the spec of a small language model says what it is trained on",
+    (
+        "models",
+        "repro.data.base_specs",
+    ): "the spec of a tuned model has the data in it",
+    ("models", "repro.data.specs"): "as above: all kinds of data",
 }
 ONLY_IN = {
     "hydra": ("config", "launch"),

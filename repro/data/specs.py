@@ -12,6 +12,9 @@ from pydantic import Field, field_validator, model_validator
 from repro.data.base_specs import Data as Data
 from repro.data.base_specs import sha256_of as sha256_of
 from repro.data.block_specs import TokenBlocksFile as TokenBlocksFile
+from repro.data.corpus_specs import Articles as Articles
+from repro.data.corpus_specs import TextFiles as TextFiles
+from repro.data.corpus_specs import Wikitext as Wikitext
 from repro.data.fact_specs import CounterFact as CounterFact
 from repro.data.fact_specs import FactsToy as FactsToy
 from repro.data.fact_specs import Known1000 as Known1000

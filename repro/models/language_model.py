@@ -157,8 +157,11 @@ class LanguageModel:
     """A causal language model and its layers. Weights are frozen, dropout is off.
 
     parallel: attention and MLP both read the block's input (GPT-J, most GPT-NeoX), so there is no resid_mid.
-    unembedding: [V, d]; tied to the embedding in GPT-2, GPT-Neo and OPT.
+    unembedding: [V, d]; tied to the embedding in GPT-2, GPT-Neo and OPT. origin: of a model that was
+    tuned here, how (see `repro.training.tuned_store.Origin`).
     """
+
+    origin: Any = None
 
     def __init__(
         self, hf: Any, tokenizer: Any, family: str, layers: Sequence[Layer], embedding: nn.Module,

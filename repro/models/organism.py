@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, GPT2Config, GPTNeoConfig, OPTConfig, PretrainedConfig
 
-from repro.models.specs import Organism
+from repro.models.specs import Organism, TextOrganism
 
 
 def build(spec: Organism, vocabulary: int, start: int | None, seed: int) -> Any:
@@ -21,6 +21,19 @@ def build(spec: Organism, vocabulary: int, start: int | None, seed: int) -> Any:
         model = AutoModelForCausalLM.from_config(
             configuration(spec, vocabulary, start), dtype=torch.float32, attn_implementation="eager"
         )
+    return model.eval()
+
+
+def small_gpt2(spec: TextOrganism, vocabulary: int, context: int, seed: int) -> Any:
+    """A GPT-2 of the spec for so many tokens, initialised as by `build`; without a start token."""
+    given = GPT2Config(
+        n_layer=spec.depth, n_head=spec.heads, n_embd=spec.width, n_positions=context,
+        initializer_range=spec.init_range, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
+        vocab_size=vocabulary, bos_token_id=None, eos_token_id=None,
+    )  # fmt: skip
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = AutoModelForCausalLM.from_config(given, dtype=torch.float32, attn_implementation="sdpa")
     return model.eval()
 
 

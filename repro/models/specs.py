@@ -8,18 +8,10 @@ from pydantic import BeforeValidator, Field, field_serializer, model_validator
 
 from repro.data.lm_task_specs import Task
 from repro.errors import UserError
-from repro.specs import Family
-
-Positive = Annotated[int, Field(ge=1)]
-
-
-class Model(Family):
-    """A choice of model. `module` has the `load` of models that are not trained together with an experiment.
-
-    embedded: what reports say of a stand-in for the paper's models; empty where it is none.
-    """
-
-    embedded: ClassVar[str] = ""
+from repro.models.base_specs import Model as Model
+from repro.models.base_specs import Positive
+from repro.models.tuned_specs import FineTuned as FineTuned
+from repro.models.tuned_specs import TextOrganism as TextOrganism
 
 
 class NoModel(Model):
@@ -150,6 +142,28 @@ class Organism(Model):
                 f" Valid: {', '.join(self.task.metrics)}"
             )
         return self
+
+    # The rest of its recipe, which is the same for all.
+
+    @property
+    def betas(self) -> tuple[float, float]:
+        """Of AdamW."""
+        return (0.9, 0.99)
+
+    @property
+    def clip(self) -> float | None:
+        """Largest norm of a gradient."""
+        return 1.0
+
+    @property
+    def decays(self) -> bool:
+        """The learning rate falls."""
+        return True
+
+    @property
+    def drops(self) -> bool:
+        """There is dropout."""
+        return False
 
     def training_fingerprint(self) -> dict[str, Any]:
         """Everything that can change a weight, as plain values."""

@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from repro.data.lm_tasks import Scored
 
-ROWS = 200  # sequences in one forward pass
+ROWS, TOKENS = 200, 12_800  # at most, in one forward pass
 
 
 def predictions(model: Any, tokens: Tensor, scored: Bool[Tensor, "row column"]) -> Float[Tensor, "scored V"]:
@@ -27,7 +27,7 @@ def predictions(model: Any, tokens: Tensor, scored: Bool[Tensor, "row column"]) 
 
 def loss(model: Any, batch: Scored) -> Tensor:
     """Mean cross entropy of the scored tokens, in nats."""
-    tokens, scored = torch.from_numpy(batch.tokens), torch.from_numpy(batch.scored)
+    tokens, scored = (torch.from_numpy(part).to(model.device) for part in (batch.tokens, batch.scored))
     return functional.cross_entropy(predictions(model, tokens, scored), tokens[scored])
 
 
@@ -41,11 +41,12 @@ def measure(model: Any, probe: Scored) -> dict[str, float]:
     """
     model.eval()
     parts: dict[str, list[Tensor]] = {}
-    for begin in range(0, len(probe.tokens), ROWS):
-        rows = slice(begin, begin + ROWS)
+    at_once = max(1, min(ROWS, TOKENS // probe.tokens.shape[1]))
+    for begin in range(0, len(probe.tokens), at_once):
+        rows = slice(begin, begin + at_once)
         for name, values in _each(model, probe, rows).items():
             parts.setdefault(name, []).append(values)
-    return {name: float(torch.cat(values).double().mean()) for name, values in parts.items()}
+    return {name: float(torch.cat(values).cpu().double().mean()) for name, values in parts.items()}
 
 
 def measure_all(model: Any, probes: Mapping[str, Scored]) -> dict[str, float]:
@@ -57,7 +58,7 @@ def measure_all(model: Any, probes: Mapping[str, Scored]) -> dict[str, float]:
 
 def _each(model: Any, probe: Scored, rows: slice) -> dict[str, Tensor]:
     """The same for every scored token of some rows."""
-    tokens, scored = torch.from_numpy(probe.tokens[rows]), torch.from_numpy(probe.scored[rows])
+    tokens, scored = (torch.from_numpy(part[rows]).to(model.device) for part in (probe.tokens, probe.scored))
     if not bool(scored.any()):
         return {}
     logits, true = predictions(model, tokens, scored), tokens[scored]
@@ -66,8 +67,8 @@ def _each(model: Any, probe: Scored, rows: slice) -> dict[str, Tensor]:
         "accuracy": (logits.argmax(-1) == true).float(),
     }
     if probe.rivals is not None:
-        rivals = torch.from_numpy(np.ascontiguousarray(probe.rivals[rows]))[scored]
-        at = torch.arange(len(true))
+        rivals = torch.from_numpy(np.ascontiguousarray(probe.rivals[rows])).to(model.device)[scored]
+        at = torch.arange(len(true), device=model.device)
         difference = logits[at, true] - logits[at, rivals]
         values |= {"prefers": (difference > 0).float(), "logit_difference": difference}
     return values

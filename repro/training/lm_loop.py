@@ -1,6 +1,6 @@
 """One training run of a small language model, and a state on disk from which it goes on.
 
-On the CPU, in float32, on one thread: the same spec gives the same weights bit for bit (on one kind of
+On the CPU, in float32, on one thread: the same recipe gives the same weights bit for bit (on one kind of
 machine), also when the run is killed at any step and started again.
 """
 
@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -22,15 +22,55 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from repro import stopping
-from repro.data.lm_tasks import Scored, Task
+from repro.data.lm_tasks import Scored
 from repro.errors import UserError
-from repro.models.specs import Organism
 from repro.results import write_atomic
 from repro.training import lm_evaluation
 
 STATE = "state.safetensors"
 SAVE_SECONDS = 15.0
-BETAS, CLIP, LAST_SHARE = (0.9, 0.99), 1.0, 0.1
+LAST_SHARE = 0.1
+
+
+class Recipe(Protocol):
+    """How a model is trained; the spec of an organism is one.
+
+    clip: largest norm of a gradient; None: any. decays: the rate falls along a cosine after `warmup_steps`.
+    drops: there is dropout, whose random numbers belong to seed and step.
+    """
+
+    @property
+    def seed(self) -> int: ...
+    @property
+    def steps(self) -> int: ...
+    @property
+    def batch(self) -> int: ...
+    @property
+    def learning_rate(self) -> float: ...
+    @property
+    def weight_decay(self) -> float: ...
+    @property
+    def warmup_steps(self) -> int: ...
+    @property
+    def evaluate_every(self) -> int: ...
+    @property
+    def until(self) -> Mapping[str, float]: ...
+    @property
+    def betas(self) -> tuple[float, float]: ...
+    @property
+    def clip(self) -> float | None: ...
+    @property
+    def decays(self) -> bool: ...
+    @property
+    def drops(self) -> bool: ...
+
+
+class Source(Protocol):
+    """Where batches and probes come from: a `Task`, or blocks of a text."""
+
+    def batch(self, seed: int, step: int, size: int) -> Scored: ...
+
+    def probes(self) -> dict[str, Scored]: ...
 
 
 @dataclass
@@ -73,9 +113,9 @@ class History:
 
 
 def run(
-    spec: Organism,
+    spec: Recipe,
     model: Any,
-    task: Task,
+    task: Source,
     directory: Path,
     progress: Callable[[History], None] = lambda history: None,
 ) -> History:
@@ -107,15 +147,17 @@ def run(
                     raise stopping.Stopped
 
 
-def reached(spec: Organism, history: History) -> bool:
+def reached(spec: Recipe, history: History) -> bool:
     """Whether the last evaluation satisfies `until`; always if nothing was asked for."""
     return all(history.last[name] >= least for name, least in spec.until.items())
 
 
-def learning_rate(spec: Organism, step: int) -> float:
-    """Of step 0, 1, ...: a linear rise, then a cosine from the peak to a tenth at the last step."""
+def learning_rate(spec: Recipe, step: int) -> float:
+    """Of step 0, 1, ...: a linear rise, then constant, or a cosine from the peak to a tenth at the end."""
     if step < spec.warmup_steps:
         return spec.learning_rate * (step + 1) / spec.warmup_steps
+    if not spec.decays:
+        return spec.learning_rate
     share = (step - spec.warmup_steps) / max(1, spec.steps - spec.warmup_steps)
     return spec.learning_rate * (LAST_SHARE + (1 - LAST_SHARE) * 0.5 * (1 + math.cos(math.pi * share)))
 
@@ -131,31 +173,35 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _reached(spec: Organism, history: History) -> bool:
+def _reached(spec: Recipe, history: History) -> bool:
     return bool(spec.until) and reached(spec, history)
 
 
-def _is_due(spec: Organism, history: History) -> bool:
+def _is_due(spec: Recipe, history: History) -> bool:
     """Evaluations are at fixed steps, so that when training ends does not depend on interruptions."""
     at = history.step
     return history.points[-1:] != [at] and (at % spec.evaluate_every == 0 or at == spec.steps)
 
 
-def _optimizer(spec: Organism, model: Any) -> torch.optim.AdamW:
+def _optimizer(spec: Recipe, model: Any) -> torch.optim.AdamW:
     return torch.optim.AdamW(
-        model.parameters(), lr=spec.learning_rate, betas=BETAS, weight_decay=spec.weight_decay, foreach=False
+        model.parameters(),
+        lr=spec.learning_rate,
+        betas=spec.betas,
+        weight_decay=spec.weight_decay,
+        foreach=False,
     )
 
 
-def _advance(
-    spec: Organism, model: Any, optimizer: torch.optim.AdamW, batch: Scored, history: History
-) -> None:
+def _advance(spec: Recipe, model: Any, optimizer: torch.optim.AdamW, batch: Scored, history: History) -> None:
     """One step of training."""
     model.train()
-    loss = lm_evaluation.loss(model, batch)
+    with _dropout_of(spec, history.step, model):
+        loss = lm_evaluation.loss(model, batch)
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
-    norm = float(torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP, foreach=False))
+    most = math.inf if spec.clip is None else spec.clip
+    norm = float(torch.nn.utils.clip_grad_norm_(model.parameters(), most, foreach=False))
     value = float(loss.detach())
     if not (math.isfinite(value) and math.isfinite(norm)):
         raise UserError(
@@ -167,6 +213,18 @@ def _advance(
     optimizer.step()
     history.loss.append(value)
     history.norm.append(norm)
+
+
+@contextmanager
+def _dropout_of(spec: Recipe, step: int, model: Any) -> Iterator[None]:
+    """Random numbers of this step, so that a run that was interrupted drops the same."""
+    if not spec.drops:
+        yield
+        return
+    devices = [model.device] if model.device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(int(np.random.SeedSequence([spec.seed, step]).generate_state(1)[0]))
+        yield
 
 
 def _save(path: Path, model: Any, optimizer: torch.optim.AdamW, history: History) -> None:

@@ -12,8 +12,9 @@ import os
 import secrets
 import shutil
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,6 @@ import torch
 import transformers
 from transformers.utils import logging as library_logging
 
-from repro.data.lm_tasks import Task
 from repro.data.lm_tasks import build as build_task
 from repro.errors import UserError
 from repro.models import huggingface, organism
@@ -32,7 +32,7 @@ from repro.progress import Pace, progress
 from repro.results import read_json, write_atomic, write_json
 from repro.run_directory import RunDirectory, now
 from repro.training import lm_loop, lm_tokenizer
-from repro.training.lm_loop import History
+from repro.training.lm_loop import History, Recipe, Source
 
 FACTS = "organism.json"  # written last
 HISTORY = "history.npz"
@@ -79,35 +79,66 @@ def is_done(directory: Path) -> bool:
 
 def train(spec: Organism, directory: Path) -> None:
     """Train the model of a spec into its folder, or go on with it; nothing if it is done."""
+    complete(directory, spec.steps, lambda: _organism(spec))
+
+
+@dataclass(frozen=True)
+class Training:
+    """A model to be trained on `source` by `recipe`, with what is saved beside it.
+
+    facts: for organism.json. title: of the progress bar. note: how far training is, in words.
+    """
+
+    recipe: Recipe
+    model: Any
+    source: Source
+    tokenizer: Any
+    title: str
+    facts: Mapping[str, Any]
+    note: Callable[[History], str]
+
+
+def complete(directory: Path, steps: int | None, make: Callable[[], Training]) -> None:
+    """Do a training into its folder, or go on with it; nothing if it is done.
+
+    Another process that does it is waited for. steps: as far as known before the training is made.
+    """
     run = RunDirectory(directory)
     with run.lock(wait=True):
         if is_done(directory):
             return
         here = {"pid": os.getpid(), "host": socket.gethostname(), "started": now()}
-        run.set_status("running", step=None, total=spec.steps, eta=None, **here)
+        run.set_status("running", step=None, total=steps, eta=None, **here)
         try:
-            _train(spec, directory, run)
+            _complete(make(), directory, run)
         except Exception as error:
             run.set_status("failed", reason=f"{type(error).__name__}: {error}"[:2000], eta=None)
             raise
         run.set_status("done", eta=None)
 
 
-def _train(spec: Organism, directory: Path, run: RunDirectory) -> None:
-    task = build_task(spec.task)
-    start = None if task.start is None else list(task.vocabulary).index(task.start)
-    model = organism.build(spec, len(task.vocabulary), start, _initial_seed(spec.seed))
-    pace = Pace()
-    with progress(spec.steps, f"training a small {spec.architecture} on {spec.task.kind}", "steps") as bar:
+def _complete(training: Training, directory: Path, run: RunDirectory) -> None:
+    pace, steps = Pace(), training.recipe.steps
+    with progress(steps, training.title, "steps") as bar:
 
         def show(history: History) -> None:
             step = history.step
-            run.set_status("running", step=step, total=spec.steps, eta=pace.eta(step, spec.steps))
-            bar.set(step, _note(spec, history))
+            run.set_status("running", step=step, total=steps, eta=pace.eta(step, steps))
+            bar.set(step, training.note(history))
 
-        history = lm_loop.run(spec, model, task, directory, show)
-    _save(spec, model, task, history, directory)
+        history = lm_loop.run(training.recipe, training.model, training.source, directory, show)
+    _save(training, history, directory)
     (directory / lm_loop.STATE).unlink(missing_ok=True)
+
+
+def _organism(spec: Organism) -> Training:
+    task = build_task(spec.task)
+    start = None if task.start is None else list(task.vocabulary).index(task.start)
+    model = organism.build(spec, len(task.vocabulary), start, initial_seed(spec.seed))
+    tokenizer = lm_tokenizer.build(task.vocabulary, task.start)
+    title = f"training a small {spec.architecture} on {spec.task.kind}"
+    facts = {"note": spec.embedded, "spec": spec.training_fingerprint()}
+    return Training(spec, model, task, tokenizer, title, facts, lambda history: _note(spec, history))
 
 
 @contextmanager
@@ -122,7 +153,7 @@ def _quiet() -> Iterator[None]:
             library_logging.enable_progress_bar()
 
 
-def _initial_seed(seed: int) -> int:
+def initial_seed(seed: int) -> int:
     """A number for PyTorch's generator; apart from the streams of the data, which have names."""
     return int(np.random.SeedSequence(seed).generate_state(1, np.uint64)[0] >> 1)
 
@@ -135,23 +166,23 @@ def _note(spec: Organism, history: History) -> str:
     return f"loss {history.loss[-1]:.3f}" if history.loss else ""
 
 
-def _save(spec: Organism, model: Any, task: Task, history: History, directory: Path) -> None:
+def _save(training: Training, history: History, directory: Path) -> None:
     """Everything of the finished model; each file whole, organism.json last."""
     parts = directory / f".saving.{secrets.token_hex(4)}"
     try:
         with _quiet():
-            model.eval().save_pretrained(parts)
-        lm_tokenizer.build(task.vocabulary, task.start).save_pretrained(parts)
+            training.model.eval().save_pretrained(parts)
+        if training.tokenizer is not None:
+            training.tokenizer.save_pretrained(parts)
         for file in sorted(parts.iterdir()):
             os.replace(file, directory / file.name)
     finally:
         shutil.rmtree(parts, ignore_errors=True)
     write_atomic(directory / HISTORY, lm_loop.history_bytes(history))
     facts = {
-        "note": spec.embedded,
-        "spec": spec.training_fingerprint(),
+        **training.facts,
         "steps": history.step,
-        "reached": lm_loop.reached(spec, history),
+        "reached": lm_loop.reached(training.recipe, history),
         "metrics": history.last,
         "cpu_seconds": round(history.cpu_seconds, 1),
         "versions": {"torch": torch.__version__, "transformers": transformers.__version__},

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
 
@@ -26,3 +26,15 @@ def build(vocabulary: Sequence[str], start: str | None) -> Any:
             single=f"{start} $A", special_tokens=[(start, words[start])]
         )
     return PreTrainedTokenizerFast(tokenizer_object=inner, clean_up_tokenization_spaces=True, **special)
+
+
+def byte_level_bpe(rows: Sequence[str], vocabulary: int) -> Any:
+    """A byte-level BPE tokenizer like GPT-2's, trained on these rows; at most `vocabulary` tokens."""
+    inner = Tokenizer(models.BPE())  # type: ignore[call-arg]
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # type: ignore[assignment]
+    inner.decoder = decoders.ByteLevel()  # type: ignore[assignment]
+    trainer = trainers.BpeTrainer(  # type: ignore[call-arg]
+        vocab_size=vocabulary, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+    )
+    inner.train_from_iterator(rows, trainer=trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=inner, clean_up_tokenization_spaces=False)

@@ -90,7 +90,7 @@ def test_it_is_trained_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_it_loads_as_it_was_in_memory(tmp_path: Path) -> None:
     made = spec(init_range=0.3)
-    model, task = organism.build(made, 12, None, lm_store._initial_seed(made.seed)), build(made.task)
+    model, task = organism.build(made, 12, None, lm_store.initial_seed(made.seed)), build(made.task)
     (tmp_path / "state").mkdir()
     history = lm_loop.run(made, model, task, tmp_path / "state")
     directory = lm_store.ensure(made, tmp_path)

@@ -1,0 +1,20 @@
+"""What all choices of model have in common. Imports neither PyTorch nor JAX."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar
+
+from pydantic import Field
+
+from repro.specs import Family
+
+Positive = Annotated[int, Field(ge=1)]
+
+
+class Model(Family):
+    """A choice of model. `module` has the `load` of models that are not trained together with an experiment.
+
+    embedded: what reports say of a stand-in for the paper's models; empty where it is none.
+    """
+
+    embedded: ClassVar[str] = ""
