@@ -11,7 +11,8 @@ from typing import Any
 from repro import identity
 from repro.errors import UserError
 
-SECRET_KEY = re.compile(r"(?i)(^|[._/-])(api_?key|key|token|secret|password|passwd)$")
+# Whether something is asked for "per token" is no secret.
+SECRET_KEY = re.compile(r"(?i)(^|[._/-])(api_?key|key|(?<!per_)token|secret|password|passwd)$")
 _SECRET_NAME = re.compile(r"(?i)(key|token|secret|password)")
 
 

@@ -18,7 +18,7 @@ _PACKAGES = (
     "safetensors", "h5py", "pandas", "pyarrow", "scikit-learn", "scikit-image", "matplotlib", "hydra-core",
     "omegaconf", "submitit", "wandb", "pydantic",
 )  # fmt: skip
-_SECRET = re.compile(r"(?i)([\w.\-]*(?:key|token|secret|password)[\w\-]*)=\S+")
+_SECRET = re.compile(r"(?i)([\w.\-]*(?:key|(?<!per_)token|secret|password)[\w\-]*)=\S+")
 CODE = ("commit", "dirty", "diff_sha256")  # what `code` tells
 _GIT_SECONDS = 10
 

@@ -51,7 +51,7 @@ class InfluenceAnalysis(Analysis):
     factors_path: a folder with fitted factors to use, refused if they are of another model, data or dtype.
     """
 
-    models: ClassVar[tuple[str, ...]] = ("hf", "organism", "tuned")
+    models: ClassVar[tuple[str, ...]] = ("hf", "organism", "text_organism", "fine_tuned")
     strategy: Strategy = "ekfac"
     fisher: Literal["sampled", "empirical", "given"] = "sampled"
     damping: Annotated[Literal["heuristic"] | Annotated[float, Field(ge=0)], BeforeValidator(_heuristic)] = (

@@ -32,7 +32,9 @@ def loss(model: Any, tokens: Tensor, labels: Tensor | None = None, mask: Tensor 
 
 def gradient(model: Any, modules: dict[str, nn.Module], of: Tensor) -> dict[str, Tensor]:
     """Of every module: [outputs, inputs + 1], the bias last."""
-    wanted = [p for module in modules.values() for p in (module.weight, module.bias) if p is not None]
+    wanted: list[Any] = [
+        p for module in modules.values() for p in (module.weight, module.bias) if p is not None
+    ]
     found = iter(torch.autograd.grad(of, wanted))
     whole = {}
     for name, module in modules.items():

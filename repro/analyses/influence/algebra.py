@@ -13,8 +13,9 @@ from torch import Tensor
 
 from repro.analyses.influence.modules import Tracked
 
-BLOCK = 512  # rows of a block of a symmetric sum
-CHUNK = 2**18  # numbers of an intermediate product that stay near the processor
+BLOCK = 128  # rows of a block of a symmetric sum
+CHUNK = 2**20  # numbers of an intermediate product that stay near the processor
+GPU_CHUNK = 2**28
 GRADIENTS = 2**26  # numbers of query gradients made whole again at a time
 
 
@@ -171,7 +172,7 @@ class Preconditioned:
         else:
             inner, outer, short = a, g, outputs
             matrix = self._weight.permute(2, 0, 1).reshape(features, -1)
-        for at in _pieces(len(a), queries * short, CHUNK):
+        for at in _pieces(len(a), queries * short, _chunk(a)):
             product = (inner[at] @ matrix).unflatten(1, (queries, short))
             torch.bmm(product, outer[at, :, None], out=found[at, :, None])
         if self._bias is not None:
@@ -183,7 +184,7 @@ class Preconditioned:
         queries, _, rank = left.shape
         out = left.transpose(0, 1).reshape(left.shape[1], -1)
         weight = right[..., : a.shape[1]].permute(2, 0, 1).reshape(a.shape[1], -1)
-        for at in _pieces(len(a), queries * rank, CHUNK):
+        for at in _pieces(len(a), queries * rank, _chunk(a)):
             inside = a[at] @ weight
             if self._of.bias:
                 inside += right[..., -1].reshape(-1)
@@ -201,6 +202,10 @@ def _product(weight: Tensor | None, bias: Tensor | None, found: Tensor, sums: Te
     assert weight is not None
     score = weight.flatten(1) @ found.T
     return score if bias is None else score.addmm_(bias, sums.T)
+
+
+def _chunk(x: Tensor) -> int:
+    return GPU_CHUNK if x.is_cuda else CHUNK
 
 
 def _pieces(count: int, each: int, most: int) -> list[slice]:

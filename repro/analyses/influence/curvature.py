@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 
 import torch
@@ -16,6 +17,7 @@ from repro.errors import UserError
 from repro.models.language_model import LanguageModel
 from repro.progress import Progress
 
+log = logging.getLogger(__name__)
 Tensors = dict[str, Tensor]
 
 
@@ -52,6 +54,13 @@ def covariance_sums(
 def decomposed(sums: Tensors, tracked: Sequence[Tracked], settings: InfluenceAnalysis) -> Tensors:
     """Eigenvectors QA, QS and eigenvalues DA, DS of the mean covariances, decomposed in float64."""
     kind, count, found = computed_in(settings), int(sums["count"]), {}
+    widest = max(max(one.inputs, one.outputs) for one in tracked)
+    if count < widest and settings.strategy == "ekfac" and settings.fisher == "sampled":
+        log.warning(
+            "%d positions of training blocks for covariances of up to %d columns: some eigenvectors are"
+            " arbitrary, and scores depend on rounding. Give more blocks, or analysis.fisher=empirical",
+            count, widest,
+        )  # fmt: skip
     for one in tracked:
         for side in ("A", "S"):
             whole = algebra.symmetric(sums[f"{side}.{one.name}"]) / count

@@ -198,7 +198,9 @@ class _Fit:
                         def work(batch: int, some: Any = some, bar: Any = bar) -> Tensors:
                             return sums(self.model, some, blocks, here, self.settings, batch=batch, bar=bar)
 
-                        found.update(in_batches(self.settings.factor_batch, work, "factor_batch"))
+                        found.update(
+                            in_batches(self.settings.factor_batch, blocks.length, work, "factor_batch")
+                        )
             return found
 
         return saved.summed(self._place(stage), stage, self.partitions, compute, *self._timed(stage))

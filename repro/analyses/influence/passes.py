@@ -23,6 +23,7 @@ from repro.errors import UserError
 from repro.models.language_model import LanguageModel
 
 START = 64  # blocks of a batch to begin with, halved while memory does not suffice
+TOKENS = 4096  # of a batch on a CPU, where larger ones save nothing
 LOGITS = 2**23  # numbers of logits at a time
 # What the loss asks for: the next token (None), whole numbers instead, or uniform ones to draw labels with.
 Labels = Tensor | None
@@ -160,13 +161,14 @@ def drawn(share: Tensor, uniform: Tensor) -> Tensor:
     return torch.searchsorted(cumulated, threshold, right=True)[..., 0].clamp_(max=share.shape[-1] - 1)
 
 
-def in_batches(size: int | str, work: Callable[[int], Any], key: str) -> Any:
+def in_batches(size: int | str, length: int, work: Callable[[int], Any], key: str) -> Any:
     """work(batch size), begun anew with half of it whenever memory does not suffice.
 
-    size: a number, or auto: 64 on a GPU and 16 on a CPU (whose caches are small) to begin with. Raises
-    `UserError` if one block is too much.
+    size: a number, or auto: 64 to begin with, of short blocks; length: tokens of a block. Raises `UserError`
+    if one block is too much.
     """
-    batch = (START if torch.cuda.is_available() else START // 4) if size == "auto" else int(size)
+    most = START if torch.cuda.is_available() else max(1, TOKENS // length)
+    batch = min(START, most) if size == "auto" else int(size)
     while True:
         try:
             return work(batch)

@@ -116,13 +116,16 @@ def check(folder: Path, wanted: Mapping[str, Any]) -> None:
     found = read_json(folder / MANIFEST)
     odd = [key for key in wanted if found.get(key) != wanted[key]]
     if odd:
-        key = odd[0]
-        short = isinstance(wanted[key], str) and len(wanted[key]) < 12
-        which = f": they have {found.get(key)}, this run {wanted[key]}" if short else ""
+        said = ", ".join(_odd(key, found.get(key), wanted[key]) for key in odd)
         raise UserError(
-            f"{folder}: these factors are of {SAID[key]}{which}. Leave out analysis.factors_path to fit new"
+            f"{folder}: these factors are of {said}. Leave out analysis.factors_path to fit new"
             " ones, or give those of this model, data and settings"
         )
+
+
+def _odd(key: str, theirs: Any, ours: Any) -> str:
+    short = not isinstance(ours, list) and len(str(ours)) < 12
+    return SAID[key] + (f" ({theirs}, this run has {ours})" if short else "")
 
 
 def summed(

@@ -74,7 +74,7 @@ def self_influence(
                 ) -> Tensor:
                     return _self_scores(model, some, curvatures, train, settings, batch, bar)
 
-                total += in_batches(settings.train_batch, work, "train_batch")
+                total += in_batches(settings.train_batch, train.length, work, "train_batch")
     _check_finite(total)
     return total
 
@@ -191,10 +191,12 @@ class _Scoring:
 
     def _preconditioned(self, some: Sequence[Tracked], at: Tensor) -> list[Preconditioned]:
         curvatures = [self.factors.curvature(one, self.settings, self.model.device) for one in some]
-        size = QUERIES if self.settings.query_batch == "auto" else self.settings.query_batch
-        return in_batches(
-            size, lambda batch: self._precondition(some, curvatures, at, batch), "query_batch"
-        )  # fmt: skip
+        size, length = self.settings.query_batch, self.queries.length
+
+        def work(batch: int) -> list[Preconditioned]:
+            return self._precondition(some, curvatures, at, batch)
+
+        return in_batches(size, length, work, "query_batch")
 
     def _precondition(
         self, some: Sequence[Tracked], curvatures: Sequence[Curvature], at: Tensor, batch: int
@@ -230,11 +232,11 @@ class _Scoring:
 
     def _partition(self, some: Sequence[Tracked], ready: Sequence[Preconditioned], train: Blocks) -> Tensors:
         with progress(len(train), f"scores of {len(ready[0])} queries", "blocks") as bar:
-            return in_batches(
-                self.settings.train_batch,
-                lambda batch: self._scored(some, ready, train, batch, bar),
-                "train_batch",
-            )
+
+            def work(batch: int) -> Tensors:
+                return self._scored(some, ready, train, batch, bar)
+
+            return in_batches(self.settings.train_batch, train.length, work, "train_batch")
 
     def _scored(
         self,
