@@ -194,7 +194,7 @@ def _lambada(doc: Doc) -> Prompt:
 _SUPER = "aps/super_glue"
 TASKS = (
     PromptTask("hellaswag", ("Rowan/hellaswag", None), "validation", _hellaswag),
-    PromptTask("piqa", ("ybisk/piqa", None), "validation", _piqa),
+    PromptTask("piqa", ("baber/piqa", None), "validation", _piqa),
     PromptTask("arc_easy", ("allenai/ai2_arc", "ARC-Easy"), "test", _arc),
     PromptTask("arc_challenge", ("allenai/ai2_arc", "ARC-Challenge"), "test", _arc),
     PromptTask("openbookqa", ("allenai/openbookqa", "main"), "test", _openbookqa),
@@ -207,7 +207,7 @@ TASKS = (
     PromptTask("multirc", (_SUPER, "multirc"), "validation", _multirc, "grouped_accuracy"),
     PromptTask("rte", ("nyu-mll/glue", "rte"), "validation", _rte),
     PromptTask("record", (_SUPER, "record"), "validation", _record, "em"),
-    PromptTask("mathqa", ("allenai/math_qa", None), "test", _mathqa),
+    PromptTask("mathqa", ("regisss/math_qa", None), "test", _mathqa),
     PromptTask("lambada", ("EleutherAI/lambada_openai", "default"), "test", _lambada, "greedy_match", None),
 )
 BY_NAME = {task.name: task for task in TASKS}
