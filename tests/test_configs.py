@@ -40,6 +40,13 @@ SMALL_LM = {
     "model": {"depth": 12, "heads": 12, "width": 24, "local_layers": 0},
     "analysis": {**SMALL["analysis"], "greedy": {"candidates": 2, "steps": 1, "runs": 1, "keep": 1}},
 }
+# Models that are tuned on a text are trained, on very little of it.
+SMALL_TEXT = {
+    "data": {"block": 16, "train": 24, "query": 4, "words": 400, "pretraining_words": 1500},
+    "model": {"depth": 1, "width": 16, "vocabulary": 300},
+    "analysis": {"masks": 4, "repeats": 1, "removed": [0, 2], "ranks": [1, 2]},
+}
+SMALLER = {"organism": SMALL_LM, "text_organism": SMALL_TEXT}
 
 
 @cache
@@ -55,12 +62,14 @@ def file_of(experiment: str) -> Path:
 def small(experiment: str) -> dict[str, Any]:
     """The values of an experiment with less data and a narrower model, all names as they are."""
     values = dict(composed(experiment).values)
-    for key, said in (SMALL_LM if values["model"]["kind"] == "organism" else SMALL).items():
+    for key, said in SMALLER.get(values["model"]["kind"], SMALL).items():
         known = values[key]
         wanted = {name: value for name, value in said.items() if name in known}
         if known.get("checkpoints") == "last":
             wanted.pop("checkpoints")
         values[key] = {**known, **wanted}
+    if "text" in values["model"]:
+        values["model"] = {**values["model"], "text": values["data"]}
     return values
 
 
@@ -121,6 +130,20 @@ def untrained(spec: Any) -> Any:
 
 
 @cache
+def shared_store() -> Path:
+    import tempfile
+
+    return Path(tempfile.mkdtemp())
+
+
+def tuned(spec: Any) -> Any:
+    """A very small model that is tuned on a text, trained for a moment."""
+    from repro.training import tuned_store
+
+    return tuned_store.load(spec, {"executor": "inline", "device": "cpu", "threads": 1}, shared_store())
+
+
+@cache
 def result_of(experiment: str) -> Result:
     """What the analysis of an experiment gives, of stand-ins."""
     import tempfile
@@ -134,6 +157,8 @@ def result_of(experiment: str) -> Result:
         subject = {name: stand_in(plan, store, data) for name, plan in planned(values, specs, store).items()}
     elif specs["model"].kind == "organism":
         subject = untrained(specs["model"])
+    elif specs["model"].kind == "text_organism":
+        subject = tuned(specs["model"])
     asked, _ = specs["analysis"].for_subject(subject, data)
     return import_module(asked.module).run(subject, data, None, store, asked)
 

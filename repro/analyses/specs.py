@@ -33,6 +33,7 @@ from repro.analyses.path_patching_specs import FlipEffects as FlipEffects
 from repro.analyses.path_patching_specs import IterativePathPatching as IterativePathPatching
 from repro.analyses.path_patching_specs import PathPatching as PathPatching
 from repro.analyses.scrub_specs import CausalScrubbing as CausalScrubbing
+from repro.analyses.tuning_specs import TextTraining as TextTraining
 from repro.interventions.specs import Head, Manipulation
 from repro.specs import Spec
 from repro.training.schedule import checkpoint_steps, nearest
