@@ -203,7 +203,7 @@ class SublayerKnockout(_Rate):
         return list(range(start, min(start + self.width + self.inclusive, self.layer)))
 
     def cost(self, subject: Any, data: Any) -> Cost:
-        """Two passes a start and way, from there to the layer; what follows the subject is not counted off."""
+        """Two passes a start and way, from there to the layer; what follows the subject counts, too."""
         share, passes = (self.layer / 2 + 1) / subject.layers, 2 * len(self.ways) * self.layer
         return self._cost(subject, data, (("starts", float(passes), share),), 1 + passes)
 
