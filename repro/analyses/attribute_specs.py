@@ -183,7 +183,7 @@ class SublayerKnockout(_Rate):
     @property
     def ways(self) -> list[Knockout]:
         """How sublayers are cancelled, the result's way first."""
-        others = [way for way in KNOCKOUTS if way != self.knockout]
+        others: list[Knockout] = [way for way in KNOCKOUTS if way != self.knockout]
         return [self.knockout, *others] if self.compare else [self.knockout]
 
     def for_subject(self, subject: Any, data: Any) -> tuple[Self, dict[str, str]]:
