@@ -36,10 +36,24 @@ class Fact:
 
     @property
     def characters(self) -> tuple[int, int]:
-        """Where the subject stands in the prompt (its first occurrence), half-open."""
+        """Where the subject stands in the prompt, half-open: see `beginning`."""
         assert self.prompt is not None and self.subject is not None
-        begin = self.prompt.index(self.subject)
+        begin = beginning(self.subject, self.prompt)
         return begin, begin + len(self.subject)
+
+
+def beginning(subject: str, text: str) -> int:
+    """Where a subject begins in a text: first as a whole word, not "Al" in "Alan"; else anywhere."""
+    begin = text.index(subject)
+    at = begin
+    while at >= 0:
+        end = at + len(subject)
+        joined = (text[max(0, at - 1) : at] + subject[0]).isalnum() and at > 0
+        goes_on = end < len(text) and (subject[-1] + text[end]).isalnum()
+        if not (joined or goes_on):
+            return at
+        at = text.find(subject, at + 1)
+    return begin
 
 
 def read(path: Path, parse: Callable[[Mapping[str, Any], int, str], Fact]) -> list[Fact]:
@@ -118,7 +132,8 @@ def counterfact(item: Mapping[str, Any], place: int, where: str) -> Fact:
         subject, attribute, relation = _text(item, "subject", where), _text(item, "ground_truth", where), None
         prompt = _text(item, "prompt", where)
         _check(subject in prompt, where, "prompt", f"text with the subject {subject!r} in it", prompt)
-        template = prompt.replace(subject, "{}", 1)
+        begin = beginning(subject, prompt)
+        template = f"{prompt[:begin]}{{}}{prompt[begin + len(subject) :]}"
     _check(template.count("{}") == 1, where, "prompt", "a template with one {}", template)
     number = item.get("case_id", place)
     _check(isinstance(number, int), where, "case_id", "an integer", number)

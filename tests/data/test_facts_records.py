@@ -86,6 +86,22 @@ def test_counterfact_gives_the_true_fact_whole_or_flattened(tmp_path: Path) -> N
     assert "requested_rewrite: expected" in refused(tmp_path, json.dumps([broken]), records.counterfact)
 
 
+@pytest.mark.parametrize(
+    ("subject", "text", "begin"),
+    [
+        ("Al", "Alan was told that Al is", 19),
+        ("Al", "Pascal, Al's cat, and Al", 8),
+        ("Al", "Alan is", 0),  # nowhere on its own: the first place
+        ("C++", "C++ and C++11", 0),
+        ("\u6771\u4eac", "\u5927\u6771\u4eac\u306f", 1),
+        ("Al", "Al", 0),
+    ],
+)
+def test_a_subject_is_looked_for_as_a_word_of_its_own(subject: str, text: str, begin: int) -> None:
+    assert records.beginning(subject, text) == begin
+    assert records.Fact(0, "", text, subject).characters == (begin, begin + len(subject))
+
+
 def test_own_prompts_are_texts_or_tokens(tmp_path: Path) -> None:
     lines = [{"prompt": "Beats Music is", "subject": "Beats Music"}, {"tokens": [5, 3, 9], "subject": [0, 2]}]
     text = "\n".join(map(json.dumps, lines))
