@@ -75,12 +75,16 @@ class Work:
 
 @dataclass(frozen=True)
 class Cost:
-    """Passes, and operations beside them. lines: what is left out or assumed, for people."""
+    """Passes, and operations beside them. lines: what is left out or assumed, for people.
+
+    held_bytes: what stays in memory all the time, beside weights and activations.
+    """
 
     works: tuple[Work, ...] = ()
     flops: float = 0.0
     lines: tuple[str, ...] = ()
     modelled: bool = True
+    held_bytes: float = 0.0
 
     @property
     def forward_tokens(self) -> float:
@@ -109,4 +113,5 @@ def added(costs: Sequence[Cost]) -> Cost:
         sum(cost.flops for cost in costs),
         tuple(line for cost in costs for line in cost.lines),
         all(cost.modelled for cost in costs),
+        max((cost.held_bytes for cost in costs), default=0.0),
     )

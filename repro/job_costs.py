@@ -195,7 +195,8 @@ def _of_loaded(specs: Mapping[str, Any]) -> Load:
         if analysis.works
         else "activations: not modelled, and not in the memory",
     )
-    return Load(shape, model.dtype, analysis, activation_bytes=activations, lines=lines)
+    beside = activations + analysis.held_bytes
+    return Load(shape, model.dtype, analysis, activation_bytes=beside, lines=lines)
 
 
 def _of_organism(specs: Mapping[str, Any]) -> Load:

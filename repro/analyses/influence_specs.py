@@ -12,6 +12,8 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import BeforeValidator, Field, PositiveInt, model_validator
 
 from repro.analyses.base_specs import Analysis, Of
+from repro.analyses.influence_costs import cost as influence_cost
+from repro.costs import Cost, not_modelled
 from repro.errors import UserError
 
 Natural = Annotated[int, Field(ge=0)]
@@ -87,6 +89,10 @@ class InfluenceAnalysis(Analysis):
             _manifest_of(self.factors_path)
         return self
 
+    def cost(self, subject: Any, data: Any) -> Cost:
+        """Of factors and pairwise scores."""
+        return influence_cost(subject, data, self)
+
     def fingerprint(self) -> dict[str, Any]:
         plain = self.model_dump(mode="json", exclude={*SIZES, "factors_path"})
         used = _manifest_of(self.factors_path) if self.factors_path is not None else None
@@ -115,3 +121,15 @@ class InfluenceScores(InfluenceAnalysis):
 
     def items(self, of: Of) -> int | None:
         return None
+
+
+class InfluenceIdentities(InfluenceAnalysis):
+    """What must hold of scores whatever the model, on the first `blocks` and `queries` of the data."""
+
+    module: ClassVar[str] = "repro.analyses.influence_identities"
+    kind: Literal["influence_identities"] = "influence_identities"
+    blocks: Annotated[int, Field(ge=2)] = 12
+    queries: PositiveInt = 4
+
+    def cost(self, subject: Any, data: Any) -> Cost:
+        return not_modelled(self.kind, "its cost is a few seconds on small models")

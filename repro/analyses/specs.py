@@ -17,6 +17,7 @@ from repro.analyses.flow_specs import AttentionKnockout as AttentionKnockout
 from repro.analyses.flow_specs import KnownFacts as KnownFacts
 from repro.analyses.induction_specs import Copying as Copying
 from repro.analyses.induction_specs import PrefixMatching as PrefixMatching
+from repro.analyses.influence_specs import InfluenceIdentities as InfluenceIdentities
 from repro.analyses.influence_specs import InfluenceScores as InfluenceScores
 from repro.analyses.lm_circuit_specs import CircuitEvaluation as CircuitEvaluation
 from repro.analyses.lm_circuit_specs import FindCircuit as FindCircuit

@@ -28,9 +28,9 @@ from repro.models.language_model import LanguageModel
 from repro.progress import Progress, progress
 from repro.shards import Part
 
-MEMORY = 2 * 2**30  # bytes of preconditioned query gradients kept at a time on a CPU
-GPU_SHARE = 0.4  # of a GPU's free memory
-QUERIES = 32  # of a batch, to begin with
+QUERIES = 32  # of a batch, and in memory together at least, as published
+ROOM = 2 * 2**30  # bytes of query gradients on a CPU, if more of them fit in
+GPU_SHARE = 0.4  # of the memory that a GPU has beside the model
 
 
 @dataclass(frozen=True)
@@ -160,11 +160,12 @@ class _Scoring:
         if settings.query_accumulation != "auto":
             return list(torch.arange(count).split(batch * settings.query_accumulation))
         size = sum(_kept_numbers(one, settings.rank) for one in self.factors.tracked)
-        room = MEMORY
-        if self.model.device.type == "cuda":
-            room = GPU_SHARE * torch.cuda.get_device_properties(self.model.device).total_memory
+        room = float(ROOM)
+        if (device := self.model.device).type == "cuda":
+            there = torch.cuda.get_device_properties(device).total_memory
+            room = GPU_SHARE * (there - torch.cuda.memory_allocated(device))
         fit = int(room // (size * computed_in(settings).itemsize / settings.module_partitions))
-        return list(torch.arange(count).split(max(1, fit)))
+        return list(torch.arange(count).split(max(QUERIES, fit)))
 
     def _of_queries(self, name: str, some: Sequence[Tracked], at: Tensor) -> Tensors:
         """Scores of one group of queries and modules on all training blocks."""
