@@ -170,7 +170,7 @@ def _of_modules(
         ("rank.exact", "rank.randomised", "kfac.one_position", "dense"), 0.0
     )
     for one, (qa, qg), (a, g) in zip(tracked, asked, seen, strict=True):
-        curvature = factors.curvature(one, settings, model.device)
+        curvature = factors.curvature(one, settings, one.device)
         whole = curvature.precondition(curvature.rotated(qa, qg, one.inputs))
         expected = Preconditioned(one, whole).scores(a, g)
         for name, exact in (("rank.exact", True), ("rank.randomised", False)):

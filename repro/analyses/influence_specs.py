@@ -41,9 +41,11 @@ class InfluenceAnalysis(Analysis):
     are fitted with: drawn from the model (the true Fisher), those of the data (empirical), or fisher_labels
     of the data (given). damping: added to every eigenvalue; null or heuristic: 0.1 times their mean, per
     module.
+    factor_examples: factors are fitted on the first so many training blocks at most.
     dtype: of model and computation; bfloat16 is autocast, with everything but eigendecomposition, SVD and
     reciprocals in bfloat16; with `gentle`, eigenvalues and preconditioning stay in float32.
-    modules: names or parts of paths of modules, with * and ?; null: all projections of attention and MLP.
+    modules: qkv, attn_out, mlp_in, mlp_out, or parts of paths of modules, with * and ?; null: all projections
+    of attention and MLP.
     measurement: of a query, a sum over its tokens: loss, log-probability, or margin (minus the log-odds).
     rank: preconditioned query gradients are cut to this rank, where that is less than both sides; null: not.
     svd: how. sum_queries: one score for the sum of all queries. seed: of drawn labels and the randomised SVD.
@@ -59,6 +61,7 @@ class InfluenceAnalysis(Analysis):
     damping: Annotated[Literal["heuristic"] | Annotated[float, Field(ge=0)], BeforeValidator(_heuristic)] = (
         1e-8
     )
+    factor_examples: PositiveInt = 100_000
     dtype: Literal["float32", "bfloat16", "float64"] = "float32"
     gentle: bool = False
     modules: Annotated[list[str], Field(min_length=1)] | None = None

@@ -75,6 +75,21 @@ def test_every_family_has_the_scores_of_the_definition(kind: str) -> None:
     close(found.per_module, expected, 1e-6 if kind in FLOAT32_NORMS else 1e-9)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_modules_are_found_by_site_in_every_family(kind: str) -> None:
+    model = tiny(kind)
+    every = [one.name for one in tracked_modules(model)]
+    found = {name: tracked_modules(model, [name]) for name in ("qkv", "attn_out", "mlp_in", "mlp_out")}
+    assert sorted(every) == sorted(one.name for some in found.values() for one in some)
+    assert [one.module for one in found["attn_out"]] == [layer.out for layer in model.layers]
+    assert [one.module for one in found["mlp_out"]] == [layer.down for layer in model.layers]
+    assert [one.name for one in tracked_modules(model, ["mlp_out", "qkv"])] == [
+        name for name in every if name in {one.name for one in found["mlp_out"] + found["qkv"]}
+    ]
+    with pytest.raises(UserError, match="analysis.modules: z: no projection"):
+        tracked_modules(model, ["qkv", "z"])
+
+
 @pytest.mark.parametrize("strategy", ["kfac", "ekfac"])
 def test_padding_is_neither_counted_nor_scored(strategy: str) -> None:
     """Masked: as the definition has it on real positions; and what stands at padding changes nothing."""

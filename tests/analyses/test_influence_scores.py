@@ -142,6 +142,14 @@ def test_strategies_share_what_is_saved(tmp_path: Path, monkeypatch: pytest.Monk
     assert again.eigen.keys() == expected.eigen.keys() and expected.squares and not again.squares
 
 
+def test_factors_are_fitted_on_the_first_blocks_only() -> None:
+    of, blocks = model(), data().train
+    found = fit_factors(of, blocks, spec(factor_examples=5, fisher="empirical"))
+    expected = fit_factors(of, blocks.rows(slice(0, 5)), spec(fisher="empirical"))
+    assert all(torch.equal(found.eigen[name], tensor) for name, tensor in expected.eigen.items())
+    assert all(torch.equal(found.squares[name], tensor) for name, tensor in expected.squares.items())
+
+
 def test_factors_of_something_else_are_refused(tmp_path: Path) -> None:
     of, blocks = model(), data().train
     fit_factors(of, blocks, spec(strategy="kfac"), tmp_path)

@@ -29,9 +29,9 @@ def covariance_sums(
 
     All positions count, the last one too, whose g is zero; padding does not.
     """
-    kind, device = computed_in(settings), model.device
-    inputs = [torch.zeros(one.inputs, one.inputs, dtype=kind, device=device) for one in tracked]
-    outputs = [torch.zeros(one.outputs, one.outputs, dtype=kind, device=device) for one in tracked]
+    kind = computed_in(settings)
+    inputs = [torch.zeros(one.inputs, one.inputs, dtype=kind, device=one.device) for one in tracked]
+    outputs = [torch.zeros(one.outputs, one.outputs, dtype=kind, device=one.device) for one in tracked]
     total = 0
 
     def each(number: int, a: Tensor, g: Tensor) -> None:
@@ -84,8 +84,8 @@ def square_sums(
 ) -> Tensors:  # fmt: skip
     """L.NAME = sum over blocks of the squared gradient, in the eigenbasis or (eigen None) as it is."""
     kind = torch.float32 if settings.gentle else computed_in(settings)
-    totals = [torch.zeros(one.outputs, one.inputs, dtype=kind, device=model.device) for one in tracked]
-    bases = _bases(eigen, tracked, kind, model.device)
+    totals = [torch.zeros(one.outputs, one.inputs, dtype=kind, device=one.device) for one in tracked]
+    bases = _bases(eigen, tracked, kind)
 
     def each(number: int, a: Tensor, g: Tensor) -> None:
         a, g = a.to(kind), g.to(kind)
@@ -104,11 +104,11 @@ def square_sums(
 
 
 def _bases(
-    eigen: Tensors | None, tracked: Sequence[Tracked], kind: torch.dtype, device: torch.device
+    eigen: Tensors | None, tracked: Sequence[Tracked], kind: torch.dtype
 ) -> list[tuple[Tensor, Tensor]]:
     if eigen is None:
         return []
     return [
-        (eigen[f"QS.{one.name}"].to(device, kind), eigen[f"QA.{one.name}"].to(device, kind))
+        (eigen[f"QS.{one.name}"].to(one.device, kind), eigen[f"QA.{one.name}"].to(one.device, kind))
         for one in tracked
     ]

@@ -131,6 +131,7 @@ def fit_factors(
     Raises `UserError` for modules, blocks and labels that do not go together, and for numbers not finite.
     """
     tracked = tracked_modules(model, settings.modules)
+    train = train.rows(slice(0, settings.factor_examples))
     if settings.strategy == "identity":
         return Factors("identity", tracked, {"strategy": "identity", "model": saved.weights_checksum(model)})
     return _Fit(model, tracked, train, settings, store, profile or Profile(), least_partitions).factors()

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
@@ -16,6 +17,7 @@ from repro.models.language_model import LanguageModel
 
 # Gets a module's number, its input [.., features] and the gradient of its output [.., outputs].
 Sink = Callable[[int, Tensor, Tensor], None]
+SITES = ("qkv", "attn_out", "mlp_in", "mlp_out")
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,6 +39,11 @@ class Tracked:
         return self.features + self.bias
 
     @property
+    def device(self) -> torch.device:
+        """Where it computes; a device map may spread a model."""
+        return self.module.weight.device  # type: ignore[union-attr,return-value]
+
+    @property
     def entries(self) -> int:
         """Numbers of the gradient."""
         return self.outputs * self.inputs
@@ -46,21 +53,34 @@ def tracked_modules(model: LanguageModel, patterns: Sequence[str] | None = None)
     """Modules by name, in the order of the model; all projections of attention and MLP if none are named.
 
     patterns: a module's path (transformer.h.0.attn.c_attn) or dotted parts of it (attn.c_attn, mlp, h.0),
-    with * and ? for any letters. Raises `UserError` for one that no projection matches.
+    with * and ? for any letters; or, in every family, qkv, attn_out, mlp_in and mlp_out for the projections
+    to queries, keys and values, to attn_out, from mlp_in and to mlp_out. Raises `UserError` for one that none
+    matches.
     """
     linear = {
         name: module for name, module in model.hf.named_modules() if isinstance(module, nn.Linear | Conv1D)
     }
-    within = {id(module) for layer in model.layers for module in layer.block.modules()}
-    inside = {name: module for name, module in linear.items() if id(module) in within}
-    if patterns is not None:
-        for pattern in patterns:
-            if not any(_matches(name, pattern) for name in inside):
-                raise _no_match(pattern, list(inside), list(linear))
-        inside = {
-            name: module for name, module in inside.items() if any(_matches(name, one) for one in patterns)
-        }
-    return [_tracked(name, module) for name, module in inside.items()]
+    sites = _sites(model)
+    inside = {name: module for name, module in linear.items() if id(module) in sites}
+    wanted = list(inside) if patterns is None else []
+    for pattern in patterns or ():
+        found = [
+            name for name, module in inside.items() if sites[id(module)] == pattern or _matches(name, pattern)
+        ]
+        if not found:
+            raise _no_match(pattern, list(inside), list(linear))
+        wanted += found
+    return [_tracked(name, module) for name, module in inside.items() if name in wanted]
+
+
+def _sites(model: LanguageModel) -> dict[int, str]:
+    """What each projection in a block is, whatever its family calls it, by the module's identity."""
+    found: dict[int, str] = {}
+    for layer in model.layers:
+        found.update({id(module): "mlp_in" for module in layer.block.modules()})
+        found.update({id(module): "qkv" for module in layer.attention.modules()})
+        found.update({id(layer.out): "attn_out", id(layer.down): "mlp_out"})
+    return found
 
 
 def _tracked(name: str, module: Any) -> Tracked:
@@ -84,8 +104,8 @@ def _no_match(pattern: str, inside: list[str], linear: list[str]) -> UserError:
     )
     sites = list(dict.fromkeys(".".join(name.split(".")[-2:]) for name in inside))
     return UserError(
-        f"analysis.modules: {pattern}: {why}. Valid are parts of paths ({', '.join(sites)}), whole ones"
-        f" ({inside[0]}), and * and ? in them; null for all {len(inside)}"
+        f"analysis.modules: {pattern}: {why}. Valid are {', '.join(SITES)}, parts of paths"
+        f" ({', '.join(sites)}), whole ones ({inside[0]}), and * and ? in them; null for all {len(inside)}"
     )
 
 

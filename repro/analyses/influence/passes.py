@@ -83,7 +83,7 @@ class Gradients:
     ) -> None:
         """One batch. labels: [B, T - 1], whole numbers, or uniform ones to draw the labels with."""
         rows, length = blocks.tokens.shape
-        mask = None if blocks.mask is None else blocks.mask.to(self.model.device)
+        mask = blocks.mask
         seen: set[int] = set()
 
         def sink(number: int, a: Tensor, g: Tensor) -> None:
@@ -92,7 +92,7 @@ class Gradients:
             seen.add(number)
             a, g = a.reshape(rows, length, -1), g.reshape(rows, length, -1)
             if mask is not None:
-                a = a.masked_fill(~mask[..., None], 0)
+                a = a.masked_fill(~mask[..., None].to(a.device), 0)
             each(number, a.to(self.kind), g.to(self.kind))
 
         with torch.enable_grad(), watched(self.tracked, sink):

@@ -66,7 +66,7 @@ def self_influence(
     total = torch.zeros(len(train), dtype=_kept(settings))
     with precision(model, settings.dtype), (profile or Profile()).stage("self_score"):
         for some in module_groups(factors.tracked, settings):
-            curvatures = [factors.curvature(one, settings, model.device) for one in some]
+            curvatures = [factors.curvature(one, settings, one.device) for one in some]
             with progress(len(train), "self-influence", "blocks") as bar:
 
                 def work(
@@ -191,7 +191,7 @@ class _Scoring:
         return {key: torch.cat([part[key] for part in found], axis[key]) for key in found[0]}
 
     def _preconditioned(self, some: Sequence[Tracked], at: Tensor) -> list[Preconditioned]:
-        curvatures = [self.factors.curvature(one, self.settings, self.model.device) for one in some]
+        curvatures = [self.factors.curvature(one, self.settings, one.device) for one in some]
         size, length = self.settings.query_batch, self.queries.length
 
         def work(batch: int) -> list[Preconditioned]:
@@ -259,12 +259,12 @@ class _Scoring:
                 score = ready[number].scores(a, g)
             else:
                 each_token = ready[number].by_token(a[:, :-1], g[:, :-1])  # g is 0 at the last position
-                here.add_(each_token)
+                here.add_(each_token.to(here))
                 score = each_token.to(kept).sum(-1)
             if by_module:
-                total[number, :, rows] = score.to(kept)
+                total[number, :, rows] = score.to(total)
             else:
-                total[:, rows] += score.to(kept)
+                total[:, rows] += score.to(total)
 
         passes = Gradients(self.model, some, settings)
         for rows in torch.arange(len(train)).split(batch):
