@@ -36,7 +36,7 @@ SMALL = {
 }
 # Language models have the shape that the paper speaks of, so that its heads are there, but are narrow.
 SMALL_LM = {
-    "data": {"n": 8},
+    "data": {"n": 8, "examples": 8, "questions": 4},
     "model": {"depth": 12, "heads": 12, "width": 24, "local_layers": 0},
     "analysis": {**SMALL["analysis"], "greedy": {"candidates": 2, "steps": 1, "runs": 1, "keep": 1}},
 }

@@ -18,7 +18,7 @@ from repro.analyses import lm_inputs as lm
 from repro.analyses.importance_specs import FfnImportance
 from repro.analyses.masked_scores import MaskedScores
 from repro.analyses.scored_inputs import task_sets, with_questions
-from repro.analyses.scored_metrics import accuracy, mean_over_tasks, question_arrays
+from repro.analyses.scored_metrics import accuracy, by_shot_and_name, means, question_arrays
 from repro.data.scored_texts import TaskSet
 from repro.interventions.masked_sweep import check_ffns
 from repro.interventions.masks import Mask, rank_ffns
@@ -36,7 +36,8 @@ def run(subject: Any, data: Any, record: Any, directory: Path | None, spec: FfnI
     loglik [ffn, question, choice]: log-likelihood in nats, of the whole model (index 0), then without the FFN
     of layer 0, 1, ...; NaN where a question has fewer choices; questions of all tasks in one row.
     task_accuracy [task, ffn], accuracy [ffn]: the mean over tasks, held-out ones left out. task_imp [task,
-    layer], imp [layer] in points; ranking [rank]: layers, least important first. And what accuracy is made
+    layer], imp [layer] in points, and the same by shot_task_imp [shot, name, layer], shot_imp [shot, layer];
+    ranking [rank]: layers, least important first. And what accuracy is made
     of (see `scored_metrics.question_arrays`). Scalars: questions, truncated; largest.TASK: the largest
     absolute value; early.median, early.mean, late.mean: over tasks and the first 30 of 64 layers, or others.
     """
@@ -53,7 +54,7 @@ def run_part(subject: Any, data: Any, directory: Path | None, spec: FfnImportanc
     arrays = {
         "loglik": NamedArray(chances, {**axes, "question": len(own), "choice": chances.shape[2]}, "nats")
     }
-    arrays.update(question_arrays(sets, own, greedy, axes))
+    arrays.update(question_arrays(sets, own, greedy, axes, spec.held_out))
     arrays["truncated"] = NamedArray(np.array(truncated), {"task": [one.label for one in sets]})
     return Result({}, arrays, {"questions": str(data.source)})
 
@@ -63,7 +64,7 @@ def merge(parts: Sequence[Result], spec: FfnImportance) -> Result:
     result = join(parts, "question")
     arrays = result.arrays
     by_task = accuracy(arrays, arrays["loglik"].values)
-    arrays.update(importance_arrays(arrays, by_task, spec.held_out))
+    arrays.update(importance_arrays(arrays, by_task))
     worth = arrays["task_imp"].values
     early = round(EARLY * worth.shape[1])
     scalars = result.scalars
@@ -79,21 +80,22 @@ def merge(parts: Sequence[Result], spec: FfnImportance) -> Result:
     return result
 
 
-def importance_arrays(
-    arrays: dict[str, NamedArray], by_task: np.ndarray, held_out: Sequence[str]
-) -> dict[str, NamedArray]:
+def importance_arrays(arrays: dict[str, NamedArray], by_task: np.ndarray) -> dict[str, NamedArray]:
     """Accuracies [task, ffn] and points of accuracy, by task and in the mean."""
     labels = arrays["metric"].labels("task")
     tasks: dict[str, Any] = {"task": labels}
     layers: dict[str, Any] = {"layer": list(range(by_task.shape[1] - 1))}
     ffns: dict[str, Any] = {"ffn": arrays["loglik"].axes["ffn"]}
-    mean = mean_over_tasks(by_task, labels, held_out)
+    mean, shots, by_shot = means(arrays, by_task)
     worth = importance_of(by_task)
+    named, table = by_shot_and_name(arrays, worth)
     return {
         "task_accuracy": NamedArray(by_task, {**tasks, **ffns}),
         "accuracy": NamedArray(mean, ffns),
         "task_imp": NamedArray(worth, {**tasks, **layers}, "points"),
         "imp": NamedArray(importance_of(mean), layers, "points"),
+        "shot_imp": NamedArray(importance_of(by_shot), {"shot": shots, **layers}, "points"),
+        "shot_task_imp": NamedArray(table, {**named, **layers}, "points"),
         "ranking": NamedArray(rank_ffns(importance_of(mean)), {"rank": len(mean) - 1}),
     }
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,10 @@ from repro.analyses import lm_inputs as lm
 from repro.analyses.importance_specs import HeadImportance, HeadImportanceSettings
 from repro.analyses.partial import Partial
 from repro.analyses.scored_inputs import fitted, task_sets
+from repro.analyses.scored_metrics import means, task_arrays
 from repro.data.scored_texts import TaskSet
 from repro.interventions.head_importance import Fitted, How, importance
+from repro.interventions.masked_rows import alike
 from repro.models.language_model import LanguageModel
 from repro.progress import progress
 from repro.results import NamedArray, Result
@@ -73,7 +76,7 @@ def run_part(subject: Any, data: Any, directory: Path | None, spec: HeadImportan
     kept = [sum(one.task == place for one in items) for place in range(len(sets))]
     arrays["given"] = NamedArray(np.array([len(one.examples) for one in sets]), tasks)
     arrays["kept"] = NamedArray(np.array(kept), tasks)
-    arrays["shots"] = NamedArray(np.array([one.shot for one in sets]), tasks)
+    arrays.update(task_arrays(sets, spec.held_out))
     return Result({}, arrays, _notes(sets, data, spec))
 
 
@@ -89,13 +92,8 @@ def merge(parts: Sequence[Result], spec: HeadImportance) -> Result:
     tasks = arrays["given"].axes
     scores = _by_task(arrays, len(tasks["task"]), spec)  # type: ignore[arg-type]
     arrays["task_score"] = NamedArray(scores, {**tasks, **heads}, "nats")
-    counts = [name not in spec.held_out for name in arrays["given"].labels("task")]
-    if not any(counts):
-        counts = [True] * len(counts)
-    arrays["score"] = NamedArray(scores[counts].mean(0), heads, "nats")
-    shots = arrays["shots"].values
-    distinct: list[Any] = sorted({int(one) for one in shots[counts]})
-    by_shot = np.stack([scores[counts & (shots == one)].mean(0) for one in distinct])
+    mean, distinct, by_shot = means(arrays, scores)
+    arrays["score"] = NamedArray(mean, heads, "nats")
     arrays["shot_score"] = NamedArray(by_shot, {"shot": distinct, **heads}, "nats")
     result.scalars.update(
         examples=float(arrays["kept"].values.sum()),
@@ -166,17 +164,12 @@ def scores_of(
 
 
 def _batches(items: Sequence[Item], tokens: int) -> Iterator[list[int]]:
-    waiting: list[int] = []
-    for index, item in enumerate(items):
-        first = items[waiting[0]] if waiting else None
-        if first and (
-            first.task != item.task or (len(first.example.tokens) - 1) * (len(waiting) + 1) > tokens
-        ):
-            yield waiting
-            waiting = []
-        waiting.append(index)
-    if waiting:
-        yield waiting
+    begin = 0
+    for _, some in groupby(items, key=lambda item: item.task):
+        lengths = [len(item.example.tokens) - 1 for item in some]
+        for batch in alike(lengths, tokens):
+            yield [begin + index for index in batch]
+        begin += len(lengths)
 
 
 def _by_task(arrays: dict[str, NamedArray], count: int, spec: HeadImportance) -> np.ndarray:

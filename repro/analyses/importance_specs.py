@@ -140,8 +140,8 @@ class Pruning(EvaluationSettings, Analysis):
     score[layer, head] or imp[layer]: JSON, npz, or the folder of a run. ffn_ranking: the same of FFNs, where
     it differs. head_scores, ffn_scores: file or folder of a run with the scores of every task; null: they
     are computed here. partners: task -> the tasks to be taken for `highest` and `lowest`. evaluate: tasks
-    that are pruned (null: all); others serve for rankings. held_out: tasks that count in no mean. seed: of
-    `random`. importance: how heads are ranked.
+    that are pruned (null: all; held_out: those that count in no mean); others serve for rankings. held_out:
+    further tasks that count in no mean. seed: of `random`. importance: how heads are ranked.
     """
 
     module: ClassVar[str] = "repro.analyses.pruning"
@@ -156,7 +156,7 @@ class Pruning(EvaluationSettings, Analysis):
     head_scores: str | None = None
     ffn_scores: str | None = None
     partners: dict[str, Annotated[list[str], Field(min_length=2, max_length=2)]] = {}
-    evaluate: list[str] | None = None
+    evaluate: Literal["held_out"] | list[str] | None = None
     held_out: list[str] = []
     seed: Natural = 0
     importance: HeadImportanceSettings = HeadImportanceSettings()

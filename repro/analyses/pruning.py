@@ -20,7 +20,7 @@ from repro.analyses.importance_specs import Pruning, is_file
 from repro.analyses.masked_scores import MaskedScores
 from repro.analyses.rankings import Rankings, check_sources, remembered
 from repro.analyses.scored_inputs import task_sets, with_questions
-from repro.analyses.scored_metrics import accuracy, mean_over_tasks, question_arrays
+from repro.analyses.scored_metrics import accuracy, by_shot_and_name, means, question_arrays
 from repro.data.scored_texts import TaskSet
 from repro.errors import UserError
 from repro.interventions.masked_sweep import check_ffns
@@ -37,9 +37,10 @@ def run(subject: Any, data: Any, record: Any, directory: Path | None, spec: Prun
     The axes of a cell are `level` (percent removed), or `head_percent` and `ffn_percent` where both are.
     accuracy [cell]: mean over tasks, held-out ones left out, with the first ranking; ranking_accuracy
     [ranking, cell]; task_accuracy [task, ranking, cell]; shot_accuracy [shot, ranking, cell]: means of tasks
-    with so many demonstrations. loglik [ranking, cell, question, choice] in nats; removed_heads,
-    removed_ffns [cell]. head_score [ranking, task, layer, head], ffn_imp [ranking, task, layer]: what ranked
-    the components.
+    with so many demonstrations. percent.by_task [shot, name, cell], percent.by_shot [shot, cell]: in %, with
+    the first ranking; percent.by_ranking [task, ranking, cell]. loglik [ranking, cell, question, choice] in
+    nats; removed_heads, removed_ffns [cell]. head_score [ranking, task, layer, head], ffn_imp [ranking, task,
+    layer]: what ranked the components.
     Scalars: accuracy.hP.fQ and drop.hP.fQ (in points) at P % of heads and Q % of FFNs in the mean; K_shot.…
     and TASK.… the same of tasks with K demonstrations, and of single ones.
     """
@@ -77,7 +78,8 @@ def run_part(subject: Any, data: Any, directory: Path | None, spec: Pruning, par
             {**axes, "question": len(own), "choice": chances.shape[2]}, "nats",
         )
     }  # fmt: skip
-    arrays.update(question_arrays(evaluated, own, greedy.reshape(*shape, len(own)), axes))
+    greedy = greedy.reshape(*shape, len(own))
+    arrays.update(question_arrays(evaluated, own, greedy, axes, spec.held_out))
     arrays["truncated"] = NamedArray(np.array(truncated), {"task": [one.label for one in evaluated]})
     arrays.update(_table_arrays(asked, axes, model))
     arrays.update(_removed(model, axes, spec))
@@ -98,17 +100,16 @@ def merge(parts: Sequence[Result], spec: Pruning) -> Result:
     labels = arrays["metric"].labels("task")
     axes = {axis: at for axis, at in arrays["loglik"].axes.items() if axis not in ("question", "choice")}
     cell = {axis: at for axis, at in axes.items() if axis != "ranking"}
-    mean = mean_over_tasks(by_task, labels, spec.held_out)
+    mean, distinct, by_shot = means(arrays, by_task)
     arrays["task_accuracy"] = NamedArray(by_task, {"task": labels, **axes})
     arrays["ranking_accuracy"] = NamedArray(mean, axes)
     arrays["accuracy"] = NamedArray(mean[0], cell)
-    shots = arrays["shots"].values
-    distinct: list[Any] = sorted({int(one) for one in shots})
-    by_shot = []
-    for shot in distinct:
-        its = np.flatnonzero(shots == shot)
-        by_shot.append(mean_over_tasks(by_task[its], [labels[at] for at in its], spec.held_out))
-    arrays["shot_accuracy"] = NamedArray(np.stack(by_shot), {"shot": distinct, **axes})
+    shots: dict[str, Any] = {"shot": distinct}
+    arrays["shot_accuracy"] = NamedArray(by_shot, {**shots, **axes})
+    arrays["percent.by_shot"] = NamedArray(100 * by_shot[:, 0], {**shots, **cell}, "%")
+    names, table = by_shot_and_name(arrays, by_task[:, 0])
+    arrays["percent.by_task"] = NamedArray(100 * table, {**names, **cell}, "%")
+    arrays["percent.by_ranking"] = NamedArray(100 * by_task, {"task": labels, **axes}, "%")
     scalars["questions"] = float(arrays["questions"].values.sum())
     scalars["truncated"] = float(arrays["truncated"].values.sum())
     named = {"": mean, **{f"{shot}_shot.": its for shot, its in zip(distinct, by_shot, strict=True)}}
@@ -140,6 +141,14 @@ def _word(text: Any) -> str:
 def _evaluated(sets: Sequence[TaskSet], spec: Pruning) -> list[TaskSet]:
     if spec.evaluate is None:
         return list(sets)
+    if spec.evaluate == "held_out":
+        found = [one for one in sets if one.held_out or {one.name, one.label} & set(spec.held_out)]
+        if not found:
+            raise UserError(
+                "analysis.evaluate: held_out, and no task of this data is. Give analysis.held_out=[NAME], or"
+                f" analysis.evaluate=null. Tasks: {', '.join(one.label for one in sets)}"
+            )
+        return found
     names = {name for one in sets for name in (one.name, one.label)}
     unknown = [name for name in spec.evaluate if name not in names]
     if unknown:

@@ -85,7 +85,7 @@ class Rankings:
     def _counting(self, shot: int) -> list[str]:
         found = [
             label for label, one in self._sets.items()
-            if one.shot == shot and not {one.name, label} & set(self._spec.held_out)
+            if one.shot == shot and not (one.held_out or {one.name, label} & set(self._spec.held_out))
         ]  # fmt: skip
         if not found:
             raise UserError(

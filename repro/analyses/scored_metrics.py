@@ -14,12 +14,14 @@ METRICS: tuple[str, ...] = get_args(Metric)
 
 
 def question_arrays(
-    sets: Sequence[TaskSet], own: Sequence[int], greedy: np.ndarray, axes: Mapping[str, Any]
-) -> dict[str, NamedArray]:
+    sets: Sequence[TaskSet], own: Sequence[int], greedy: np.ndarray, axes: Mapping[str, Any],
+    held_out: Sequence[str] = (),
+) -> dict[str, NamedArray]:  # fmt: skip
     """What accuracy needs beside log-likelihoods, of the questions `own` of all tasks in one row.
 
     right [question, choice]; group, question_task [question]; greedy [.., question]: whether every token of
-    the first choice is the likeliest; metric, shots, questions [task]. axes: of greedy before the question.
+    the first choice is the likeliest; and of each task, see `task_arrays`, and metric, questions [task].
+    axes: of greedy before the question. held_out: further tasks that count in no mean.
     """
     flat = [(place, question) for place, one in enumerate(sets) for question in one.questions]
     mine = [flat[index] for index in own]
@@ -35,8 +37,18 @@ def question_arrays(
         "question_task": NamedArray(np.array([place for place, _ in mine]), rows),
         "greedy": NamedArray(greedy, {**axes, **rows}),
         "metric": NamedArray(np.array([METRICS.index(one.metric) for one in sets]), tasks),
-        "shots": NamedArray(np.array([one.shot for one in sets]), tasks),
         "questions": NamedArray(np.array([len(one.questions) for one in sets]), tasks),
+        **task_arrays(sets, held_out),
+    }
+
+
+def task_arrays(sets: Sequence[TaskSet], held_out: Sequence[str] = ()) -> dict[str, NamedArray]:
+    """shots, counts [task]: demonstrations, and whether the task counts in means (all do, if none would)."""
+    tasks: dict[str, Any] = {"task": [one.label for one in sets]}
+    counts = np.array([not (one.held_out or {one.name, one.label} & set(held_out)) for one in sets])
+    return {
+        "shots": NamedArray(np.array([one.shot for one in sets]), tasks),
+        "counts": NamedArray(counts if counts.any() else ~counts, tasks),
     }
 
 
@@ -71,7 +83,28 @@ def grouped(right: np.ndarray, group: np.ndarray) -> np.ndarray:
     return np.stack([right[..., number == one].all(-1) for one in range(number.max() + 1)], axis=-1)
 
 
-def mean_over_tasks(by_task: np.ndarray, labels: Sequence[Any], held_out: Sequence[str]) -> np.ndarray:
-    """Mean over the tasks that are not held out; over all if all are."""
-    counts = np.array([label not in held_out for label in labels])
-    return by_task[counts if counts.any() else slice(None)].mean(0)
+def means(arrays: Mapping[str, NamedArray], by_task: np.ndarray) -> tuple[np.ndarray, list[Any], np.ndarray]:
+    """Of values [task, ..]: the mean over tasks that count; numbers of demonstrations, and the mean of each.
+
+    A number of demonstrations with none that counts has the mean of all its tasks.
+    """
+    shots, counts = arrays["shots"].values, arrays["counts"].values.astype(bool)
+    distinct: list[Any] = sorted({int(one) for one in shots})
+    found = []
+    for shot in distinct:
+        its = shots == shot
+        found.append(by_task[its & counts if (its & counts).any() else its].mean(0))
+    return by_task[counts].mean(0), distinct, np.stack(found)
+
+
+def by_shot_and_name(
+    arrays: Mapping[str, NamedArray], by_task: np.ndarray
+) -> tuple[dict[str, Any], np.ndarray]:
+    """Values [task, ..] as [shot, name, ..], NaN where a task was not asked with so many demonstrations."""
+    labels, shots = arrays["shots"].labels("task"), arrays["shots"].values.tolist()
+    names = [str(label).removesuffix(f".{shot}shot") for label, shot in zip(labels, shots, strict=True)]
+    axes: dict[str, Any] = {"shot": sorted(set(shots)), "name": list(dict.fromkeys(names))}
+    found = np.full((len(axes["shot"]), len(axes["name"]), *by_task.shape[1:]), np.nan)
+    for name, shot, values in zip(names, shots, by_task, strict=True):
+        found[axes["shot"].index(shot), axes["name"].index(name)] = values
+    return axes, found

@@ -15,7 +15,7 @@ from typing import Any
 from repro.data import demonstrations as draws
 from repro.data import prompt_tasks
 from repro.data.few_shot_sources import Split, TaskDocuments, documents
-from repro.data.few_shot_specs import FewShotTasks
+from repro.data.few_shot_specs import HELD_OUT, FewShotTasks
 from repro.data.prompt_tasks import Prompt
 from repro.data.scored_texts import Example, Ids, Question, TaskSet
 from repro.errors import UserError
@@ -78,7 +78,7 @@ class FewShotData:
             questions.append(Question(contexts, choices, one.prompt.right, group))
         return TaskSet(
             task.task.name, shot, tuple(examples), tuple(questions), task.task.metric,
-            importance_of_evaluation=task.task.train is None,
+            importance_of_evaluation=task.task.train is None, held_out=task.task.name in HELD_OUT,
         )  # fmt: skip
 
 

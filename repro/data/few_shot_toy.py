@@ -10,7 +10,7 @@ from typing import Any
 
 from repro.data import demonstrations as draws
 from repro.data import icl_world as world
-from repro.data.few_shot_specs import FewShotToy
+from repro.data.few_shot_specs import TOY_HELD_OUT, FewShotToy
 from repro.data.scored_texts import Example, Ids, Question, TaskSet
 from repro.errors import UserError
 
@@ -63,7 +63,7 @@ class ToyData:
             )
             for number, doc in enumerate(asked)
         ]
-        return TaskSet(name, shot, tuple(examples), tuple(questions))
+        return TaskSet(name, shot, tuple(examples), tuple(questions), held_out=name in TOY_HELD_OUT)
 
 
 def load(spec: FewShotToy) -> ToyData:

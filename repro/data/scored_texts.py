@@ -73,7 +73,7 @@ class TaskSet:
 
     examples: of the training split, for rankings of heads; empty where the task has none. questions: of the
     evaluation split; empty where only examples were given. importance_of_evaluation: examples are made of
-    the evaluation questions themselves, which reports must say.
+    the evaluation questions themselves, which reports must say. held_out: it counts in no mean over tasks.
     """
 
     name: str
@@ -82,6 +82,7 @@ class TaskSet:
     questions: tuple[Question, ...]
     metric: Metric = "accuracy"
     importance_of_evaluation: bool = False
+    held_out: bool = False
 
     @property
     def label(self) -> str:

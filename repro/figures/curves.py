@@ -40,6 +40,7 @@ def figure(spec: Curves, results: Sequence[Result], labels: Sequence[str]) -> Ca
     panels = spec.filled_panels()
     if not all(panel.series for panel in panels):
         raise UserError("curves need `series`, in the figure or in every panel")
+    panels = [one for panel in panels for one in _spread(panel, results)]
     canvas, places = style.grid(spec, len(panels), PANEL_INCHES)
     numbers: dict[str, int] = {}
     for place, panel in zip(places, panels, strict=True):
@@ -51,6 +52,28 @@ def figure(spec: Curves, results: Sequence[Result], labels: Sequence[str]) -> Ca
         extra.append(style.published_handle(spec.published_label))
     style.legend(canvas, places, spec, extra)
     return canvas
+
+
+def _spread(panel: CurvesPanel, results: Sequence[Result]) -> list[CurvesPanel]:
+    """The panel once for each label of the axis that it is spread over; series without it are in all."""
+    axis = panel.panels_over
+    if axis is None:
+        return [panel]
+
+    def has(series: Series) -> bool:
+        return axis in stack(results, Pick(array=series.y), None).labels
+
+    if not has(panel.series[0]):
+        raise UserError(f"array {panel.series[0].y}: panels_over needs the axis {axis!r}, which it has not")
+    found = []
+    for label in stack(results, Pick(array=panel.series[0].y), None).labels[axis]:
+        series = [
+            one.model_copy(update={"select": {**one.select, axis: label}}) if has(one) else one
+            for one in panel.series
+        ]
+        title = panel.title.replace("{label}", str(label)) if panel.title else f"{axis} {label}"
+        found.append(panel.model_copy(update={"series": series, "title": title}))
+    return found
 
 
 def draw_panel(place: Axes, panel: CurvesPanel, results: Sequence[Result], numbers: dict[str, int]) -> None:

@@ -144,9 +144,11 @@ class CurvesPanel(Panel):
     """x: array (or template) of x values for every series without its own; empty for axis labels.
 
     published: text in the legend -> [[x, y], ...], drawn as open circles in the colour of that line.
+    panels_over: an axis of the first series with one panel a label; `title` may then have {label} in it.
     """
 
     x: str | None = None
+    panels_over: str | None = None
     series: list[Series] = []
     published: dict[str, list[Pair]] = {}
     reference_x: dict[str, float] = {}

@@ -16,6 +16,8 @@ from torch import Tensor
 
 from repro.data.scored_texts import Ids, Question
 
+FILLED = 0.85  # of the longest row of a batch, at least, so that little of it is padding
+
 
 @dataclass(frozen=True)
 class Target:
@@ -101,12 +103,23 @@ def _row(
 
 def batches(rows: Sequence[Row], tokens: int) -> Iterator[list[Row]]:
     """Rows of similar length together, longest first, with at most so many padded tokens (or one row)."""
-    waiting: list[Row] = []
-    for row in sorted(rows, key=lambda one: -len(one.tokens)):
-        if waiting and len(waiting[0].tokens) * (len(waiting) + 1) > tokens:
+    ordered = sorted(rows, key=lambda one: -len(one.tokens))
+    for some in alike([len(row.tokens) for row in ordered], tokens):
+        yield [ordered[index] for index in some]
+
+
+def alike(lengths: Sequence[int], tokens: int) -> Iterator[list[int]]:
+    """Neighbours among falling lengths, with at most so many padded tokens together (or one alone).
+
+    What is much shorter than the first one starts anew: padding costs more than a smaller batch.
+    """
+    waiting: list[int] = []
+    for index, length in enumerate(lengths):
+        longest = lengths[waiting[0]] if waiting else 0
+        if waiting and (longest * (len(waiting) + 1) > tokens or length < FILLED * longest):
             yield waiting
             waiting = []
-        waiting.append(row)
+        waiting.append(index)
     if waiting:
         yield waiting
 
