@@ -27,6 +27,8 @@ WITHOUT_PATH = ("known_1000", "omniglot_features", "omniglot_images")  # they do
 @pytest.mark.parametrize("file", sorted(CONF.glob("*.yaml")), ids=lambda file: file.stem)
 def test_every_config_file_is_a_valid_choice(file):
     mapping = yaml.safe_load(file.read_text().replace("${seed}", "0"))
+    for name in mapping.pop("defaults", []):
+        mapping = {**yaml.safe_load((CONF / f"{name}.yaml").read_text()), **mapping}
     if mapping.get("path", "") is None and mapping["kind"] not in WITHOUT_PATH:
         mapping["path"] = "given.h5"
     assert Data.choose(mapping, "data").kind == mapping["kind"]
