@@ -218,6 +218,8 @@ def test_queries_cut_to_their_rank_have_the_same_scores(svd: str) -> None:
     found = measured(model, given.model_copy(update={"per_token": True}), train, query).per_token
     close(found.sum(-1), whole, 1e-8)
     less = measured(model, settings(rank=2, svd=svd), train, query).total
+    cut = settings(rank=2, svd=svd, module_partitions=5, query_batch=1, partitions=2)
+    close(measured(model, cut, train, query).total, less, 1e-9)
     assert float((less - measured(model, settings(), train, query).total).abs().max()) > 1e-3
 
 

@@ -13,17 +13,17 @@ from torch import Tensor
 
 from repro.analyses.influence.modules import Tracked
 
-BLOCK = 128  # rows of a block of a symmetric sum
-CHUNK = 2**20  # numbers of an intermediate product that stay near the processor
-GPU_CHUNK = 2**28
+# On a CPU, and on a GPU, which wants larger pieces:
+BLOCK, GPU_BLOCK = 128, 1536  # rows of a block of a symmetric sum
+CHUNK, GPU_CHUNK = 2**20, 2**28  # numbers of an intermediate product
 GRADIENTS = 2**26  # numbers of query gradients made whole again at a time
 
 
 def add_symmetric(total: Tensor, x: Float[Tensor, "row column"]) -> None:
     """Add x'x to the upper blocks of a symmetric sum: half the work of all of it. See `symmetric`."""
-    size = x.shape[1]
-    for begin in range(0, size, BLOCK):
-        end = min(begin + BLOCK, size)
+    size, step = x.shape[1], GPU_BLOCK if x.is_cuda else BLOCK
+    for begin in range(0, size, step):
+        end = min(begin + step, size)
         total[begin:end, begin:].addmm_(x[:, begin:end].T, x[:, begin:])
 
 

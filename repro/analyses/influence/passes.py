@@ -24,7 +24,7 @@ from repro.models.language_model import LanguageModel
 
 START = 64  # blocks of a batch to begin with, halved while memory does not suffice
 TOKENS = 4096  # of a batch on a CPU, where larger ones save nothing
-LOGITS = 2**23  # numbers of logits at a time
+LOGITS, GPU_LOGITS = 2**23, 2**27  # numbers of logits at a time, on a CPU and on a GPU
 # What the loss asks for: the next token (None), whole numbers instead, or uniform ones to draw labels with.
 Labels = Tensor | None
 
@@ -125,7 +125,8 @@ class Gradients:
         if blocks.mask is not None:
             mask = blocks.mask.to(hidden.device)
             counts = mask[:, :-1] & mask[:, 1:]
-        size = max(1, LOGITS // (self.model.vocabulary * hidden.shape[1]))
+        most = GPU_LOGITS if hidden.is_cuda else LOGITS
+        size = max(1, most // (self.model.vocabulary * hidden.shape[1]))
         for rows in torch.arange(len(hidden)).split(size):
             read = hidden[rows, :-1].detach().requires_grad_()
             with torch.enable_grad():

@@ -215,17 +215,20 @@ class _Scoring:
                 if not last:
                     return
             whole = curvatures[number].precondition(rotated).to(computed_in(settings))
-            parts[number].append(self._made(some[number], number, whole))
+            parts[number].append(self._made(some[number], whole))
 
         passes = Gradients(self.model, some, settings, measured=True)
         batches = at.split(batch)
         for rows in batches:
             last = rows is batches[-1]
             passes.take(self.queries.rows(rows), each)
-        return [Preconditioned.joined(part) for part in parts]
+        joined = []
+        while parts:  # one module after the other, so that no two copies of all are there at a time
+            joined.append(Preconditioned.joined(parts.pop(0)))
+        return joined
 
-    def _made(self, one: Tracked, number: int, whole: Tensor) -> Preconditioned:
-        rank = self.settings.rank
+    def _made(self, one: Tracked, whole: Tensor) -> Preconditioned:
+        rank, number = self.settings.rank, list(self.factors.tracked).index(one)
         if rank is None or rank >= min(one.outputs, one.inputs):
             return Preconditioned(one, whole)
         factors = low_rank(whole, rank, self.settings.svd == "exact", self.settings.seed + number)
@@ -240,13 +243,9 @@ class _Scoring:
             return in_batches(self.settings.train_batch, train.length, work, "train_batch")
 
     def _scored(
-        self,
-        some: Sequence[Tracked],
-        ready: Sequence[Preconditioned],
-        train: Blocks,
-        batch: int,
+        self, some: Sequence[Tracked], ready: Sequence[Preconditioned], train: Blocks, batch: int,
         bar: Progress,
-    ) -> Tensors:
+    ) -> Tensors:  # fmt: skip
         settings, kept, device = self.settings, _kept(self.settings), self.model.device
         shape = (len(ready[0]), len(train))
         by_module = settings.per_module
