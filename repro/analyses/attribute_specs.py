@@ -112,8 +112,9 @@ class EarlyPatching(_OfPrompts):
         return self._fitted(sources=list(range(subject.depth)))
 
     def cost(self, subject: Any, data: Any) -> Cost:
-        """Queries, keys and values of every row for each source, in place of whole passes."""
-        projected = len(self.sources) * 1.5 * TOKENS * subject.layers * subject.attention_weights
+        """Keys of every row for each source, one query, values and outputs of three sets: no whole passes."""
+        rows = TOKENS + 3 + 3 + 3  # of d x d products, of which attention has four
+        projected = len(self.sources) * rows * 0.5 * subject.layers * subject.attention_weights
         return self._cost(subject, data, (), subject.layers * (1 + 3 * len(self.sources)), projected)
 
 

@@ -54,6 +54,17 @@ class Layer:
         """mlp_post [.., F] of mlp_in [.., d]."""
         raise NotImplementedError
 
+    def keys(self, attn_in: Tensor, position_ids: Tensor) -> Tensor:
+        """Keys [B,T,K,D] as `project` gives them, without queries and values where a family can."""
+        return self.project(attn_in, position_ids)[1]
+
+    def value_map(self) -> tuple[Tensor, Tensor | None]:
+        """W_V [K,d,D] and its bias [K,D]: values are attn_in W_V plus bias, head by head."""
+        projection = self.attention.v_proj
+        weight = projection.weight.unflatten(0, (self.kv_heads, -1)).transpose(1, 2)
+        bias = projection.bias
+        return weight, None if bias is None else bias.unflatten(0, (self.kv_heads, -1))
+
     # may be given by a family
 
     def project_heads(

@@ -81,6 +81,7 @@ def test_vectors_that_are_read_through_e_are_counted(spec: AttributesRate, vecto
 def test_early_states_cost_projections_and_no_passes() -> None:
     cost = EarlyPatching(sources=[0, 1]).cost(SHAPE, FactsToy(n=10))
     assert len(cost.works) == 2  # answers and clean readings
-    # q, k and v of ten tokens, of two sources, in four layers
-    own = 2 * 10 * 2 * (3 / 4) * SHAPE.attention_weights * 4
+    # Of two sources in four layers: keys of ten tokens; q, k and v of the last; a row of W_V and one of W_O
+    # for each of three sets. Each is a quarter of attention's weights.
+    own = 2 * (10 + 3 + 3 + 3) * 2 * (1 / 4) * SHAPE.attention_weights * 4
     assert cost.flops == pytest.approx(10 * (own + 4 * 7 * READ))

@@ -76,17 +76,26 @@ def test_reading_equals_the_library_bit_for_bit(model):
             assert torch.equal(result["resid_pre", layer], result["resid_post", layer - 1])
 
 
+def value_by_map(layer, attn_in):
+    weight, bias = layer.value_map()
+    return torch.einsum("btd,kde->btke", attn_in, weight) + (0.0 if bias is None else bias)
+
+
 def test_parts_of_a_layer_make_its_own_forward_pass(model):
     """Each functional part gives, from what was read before it, what was read after it."""
     result = run(model, whole(tokens()), reads=[at for i in range(model.depth) for at in sites(model, i)])
     places = torch.arange(LENGTH).expand(ROWS, LENGTH)
     for i, layer in enumerate(model.layers):
         q, k, v = layer.project(result["attn_in", i], places)
+        torch.testing.assert_close(k, result["k", i], atol=2e-5, rtol=1e-5)
+        torch.testing.assert_close(v, result["v", i], atol=2e-5, rtol=1e-5)
         scores = layer.scores(q, k)
         seen = layer.allowed(places[0], places[0])
         bias = 0.0 if layer.output_bias is None else layer.output_bias
+        attn_in = result["attn_in", i]
         made = {
-            "attn_in": layer.norm1(result["resid_pre", i]), "q": q, "k": k, "v": v,
+            "attn_in": layer.norm1(result["resid_pre", i]), "q": q,
+            "k": layer.keys(attn_in, places), "v": value_by_map(layer, attn_in),
             "pattern": layer.pattern(scores, seen), "z": layer.attend(q, k, v, seen),
             "attn_out": layer.attn_out(result["z", i]), "mlp_post": layer.mlp_hidden(result["mlp_in", i]),
             "mlp_out": layer.mlp(result["mlp_in", i]),

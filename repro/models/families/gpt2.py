@@ -20,6 +20,16 @@ class Gpt2Layer(Layer):
         q, k, v = (part.unflatten(-1, (self.heads, -1)) for part in parts)
         return q, k, v
 
+    def keys(self, attn_in: Tensor, position_ids: Tensor) -> Tensor:
+        fused, width = self.attention.c_attn, self.attention.split_size
+        keys = attn_in @ fused.weight[:, width : 2 * width] + fused.bias[width : 2 * width]
+        return keys.unflatten(-1, (self.heads, -1))
+
+    def value_map(self) -> tuple[Tensor, Tensor]:
+        fused, width = self.attention.c_attn, self.attention.split_size
+        weight = fused.weight[:, 2 * width :].unflatten(-1, (self.heads, -1)).transpose(0, 1)
+        return weight, fused.bias[2 * width :].unflatten(-1, (self.heads, -1))
+
     def mlp_hidden(self, mlp_in: Tensor) -> Tensor:
         mlp = self.block.mlp
         return mlp.act(mlp.c_fc(mlp_in))  # type: ignore[union-attr,operator]

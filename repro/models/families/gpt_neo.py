@@ -31,6 +31,9 @@ class GptNeoLayer(Layer):
         )
         return q, k, v
 
+    def keys(self, attn_in: Tensor, position_ids: Tensor) -> Tensor:
+        return self.attention.k_proj(attn_in).unflatten(-1, (self.heads, -1))
+
     def allowed(self, queries: Tensor, keys: Tensor) -> Tensor:
         causal = super().allowed(queries, keys)
         if self.window is None:

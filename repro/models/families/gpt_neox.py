@@ -6,6 +6,7 @@ import sys
 from typing import Any
 
 from torch import Tensor
+from torch.nn import functional
 
 from repro.models.language_model import LanguageModel, Layer
 
@@ -23,10 +24,29 @@ class GptNeoxLayer(Layer):
     def project(self, attn_in: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         fused = self.attention.query_key_value(attn_in).unflatten(-1, (self.heads, -1))
         q, k, v = fused.chunk(3, dim=-1)
+        q, k = self._rotated(q, k, attn_in, position_ids)
+        return q, k, v
+
+    def keys(self, attn_in: Tensor, position_ids: Tensor) -> Tensor:
+        weight, bias = self._third(1)
+        k = functional.linear(attn_in, weight.flatten(0, 1), None if bias is None else bias.flatten())
+        k = k.unflatten(-1, (self.heads, -1))
+        return self._rotated(k, k, attn_in, position_ids)[1]
+
+    def value_map(self) -> tuple[Tensor, Tensor | None]:
+        weight, bias = self._third(2)
+        return weight.transpose(1, 2), bias
+
+    def _third(self, which: int) -> tuple[Tensor, Tensor | None]:
+        """Weight [H, D, d] and bias [H, D] of queries (0), keys (1) or values (2)."""
+        fused = self.attention.query_key_value
+        weight, bias = fused.weight.unflatten(0, (self.heads, 3, -1))[:, which], fused.bias
+        return weight, None if bias is None else bias.unflatten(0, (self.heads, 3, -1))[:, which]
+
+    def _rotated(self, q: Tensor, k: Tensor, attn_in: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
         cos, sin = self._rotary(attn_in, position_ids)
         rotate = sys.modules[type(self.attention).__module__].apply_rotary_pos_emb
-        q, k = rotate(q, k, cos, sin, unsqueeze_dim=2)
-        return q, k, v
+        return rotate(q, k, cos, sin, unsqueeze_dim=2)
 
     def mlp_hidden(self, mlp_in: Tensor) -> Tensor:
         mlp: Any = self.block.mlp

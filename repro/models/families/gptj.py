@@ -44,9 +44,16 @@ class GptjLayer(Layer):
         q, k, v = (
             p(attn_in).unflatten(-1, (self.heads, -1)) for p in (inner.q_proj, inner.k_proj, inner.v_proj)
         )
-        table = self._positions.embed_positions.to(position_ids.device)[position_ids].to(k.dtype)
-        sin, cos = table.split(table.shape[-1] // 2, dim=-1)
+        sin, cos = self._angles(k, position_ids)
         return self._rotate(q, sin, cos), self._rotate(k, sin, cos), v
+
+    def keys(self, attn_in: Tensor, position_ids: Tensor) -> Tensor:
+        k = self.attention.k_proj(attn_in).unflatten(-1, (self.heads, -1))
+        return self._rotate(k, *self._angles(k, position_ids))
+
+    def _angles(self, like: Tensor, position_ids: Tensor) -> tuple[Tensor, ...]:
+        table = self._positions.embed_positions.to(position_ids.device)[position_ids].to(like.dtype)
+        return table.split(table.shape[-1] // 2, dim=-1)
 
     def _rotate(self, x: Tensor, sin: Tensor, cos: Tensor) -> Tensor:
         rotate = sys.modules[type(self.attention).__module__].apply_rotary_pos_emb

@@ -31,10 +31,18 @@ class LlamaLayer(Layer):
         v = inner.v_proj(attn_in).unflatten(-1, (self.kv_heads, -1))
         if hasattr(inner, "q_norm"):  # Qwen3
             q, k = inner.q_norm(q), inner.k_norm(k)
-        cos, sin = self._rotary(attn_in, position_ids)
-        rotate = sys.modules[type(inner).__module__].apply_rotary_pos_emb
-        q, k = rotate(q, k, cos, sin, unsqueeze_dim=2)
+        q, k = self._rotated(q, k, attn_in, position_ids)
         return q, k, v
+
+    def keys(self, attn_in: Tensor, position_ids: Tensor) -> Tensor:
+        k = self.attention.k_proj(attn_in).unflatten(-1, (self.kv_heads, -1))
+        k = self.attention.k_norm(k) if hasattr(self.attention, "k_norm") else k
+        return self._rotated(k, k, attn_in, position_ids)[1]
+
+    def _rotated(self, q: Tensor, k: Tensor, attn_in: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
+        cos, sin = self._rotary(attn_in, position_ids)
+        rotate = sys.modules[type(self.attention).__module__].apply_rotary_pos_emb
+        return rotate(q, k, cos, sin, unsqueeze_dim=2)
 
     def allowed(self, queries: Tensor, keys: Tensor) -> Tensor:
         causal = super().allowed(queries, keys)

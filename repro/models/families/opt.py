@@ -39,6 +39,9 @@ class OptLayer(Layer):
         )
         return q, k, v
 
+    def keys(self, attn_in: Tensor, position_ids: Tensor) -> Tensor:
+        return self.attention.k_proj(attn_in).unflatten(-1, (self.heads, -1))
+
     def project_heads(
         self, attn_in: Tensor, position_ids: Tensor, heads: Sequence[int]
     ) -> tuple[Tensor, Tensor, Tensor]:
