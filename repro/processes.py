@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from repro.hardware import Hardware, worker_count
@@ -24,11 +24,28 @@ def run_processes(tasks: Sequence[Task], hardware: Hardware) -> list[Outcome]:
     return _Processes(tasks, hardware).run()
 
 
+def visible_gpus(variables: Mapping[str, str], devices: Path = Path("/dev")) -> list[str]:
+    """GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them; else all of the machine."""
+    given = variables.get("CUDA_VISIBLE_DEVICES")
+    if given is not None:
+        return [name for name in (part.strip() for part in given.split(",")) if name]
+    numbers = [path.name.removeprefix("nvidia") for path in devices.glob("nvidia[0-9]*")]
+    return [str(index) for index in range(len(numbers))]
+
+
+def least_used(gpus: Sequence[str], used: Sequence[str]) -> str | None:
+    """The GPU that fewest processes are on, the first of several; None where one GPU or none is to be had."""
+    return min(gpus, key=used.count) if len(gpus) > 1 else None
+
+
 class _Processes:
     def __init__(self, tasks: Sequence[Task], hardware: Hardware) -> None:
         self._tasks, self._waiting, self._limit = list(tasks), list(tasks), worker_count(hardware)
         self._variables = {**os.environ, **environment(hardware), "PYTHONPATH": python_path()}
+        alone = hardware.device != "cpu" and hardware.device_map is None  # each process has one GPU
+        self._gpus = visible_gpus(self._variables) if alone else []
         self._running: dict[subprocess.Popen, Task] = {}
+        self._on: dict[subprocess.Popen, str] = {}
         self._ended: dict[Path, Outcome] = {}
         self._started = time.monotonic()
 
@@ -60,10 +77,15 @@ class _Processes:
 
     def _start(self, task: Task) -> subprocess.Popen:
         command = [sys.executable, "-m", "repro.tasks", str(task.directory)]
+        gpu = least_used(self._gpus, [self._on[one] for one in self._running if one in self._on])
+        variables = self._variables if gpu is None else {**self._variables, "CUDA_VISIBLE_DEVICES": gpu}
         with open(task.directory / LOG, "ab") as log:
-            return subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=self._variables
+            started = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=variables
             )
+        if gpu is not None:
+            self._on[started] = gpu
+        return started
 
     def _note(self, task: Task, outcome: Outcome) -> None:
         self._ended[task.directory] = outcome
