@@ -11,7 +11,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from repro import planned, root_specs
+from repro import planned, root_specs, tuning_costs
 from repro.config import Config
 from repro.costs import Cost, Sized, not_modelled
 from repro.hardware import Hardware
@@ -69,6 +69,8 @@ def load_of(config: Config, workers: int, elsewhere: Collection[str] = ()) -> Lo
         return _of_loaded(specs)
     if specs["model"] is not None and specs["model"].kind == "organism":
         return _of_organism(specs)
+    if specs["model"] is not None and specs["model"].kind == "text_organism":
+        return _of_text_organism(specs)
     from repro.analyses.icl_costs import cost
 
     if specs["model"] is not None and specs["model"].kind != "none" and specs["analysis"].trains:
@@ -196,7 +198,8 @@ def _of_loaded(specs: Mapping[str, Any]) -> Load:
         else "activations: not modelled, and not in the memory",
     )
     beside = activations + analysis.held_bytes
-    return Load(shape, model.dtype, analysis, activation_bytes=beside, lines=lines)
+    tuned = (TrainingRun(*tuning_costs.training(model, shape)),) if hasattr(model, "tuning") else ()
+    return Load(shape, model.dtype, analysis, tuned, activation_bytes=beside, lines=lines)
 
 
 def _of_organism(specs: Mapping[str, Any]) -> Load:
@@ -222,6 +225,20 @@ def _of_organism(specs: Mapping[str, Any]) -> Load:
     run = TrainingRun(digest, model.steps * model.batch * sequence, says[1])
     return Load(shape, model.dtype, cost(specs["analysis"], shape, specs["data"]), (run,), small=True,
                 lines=says[:1])  # fmt: skip
+
+
+def _of_text_organism(specs: Mapping[str, Any]) -> Load:
+    """A small GPT-2 that is trained here on a text before it is looked at."""
+    from repro.analyses.icl_costs import cost
+    from repro.models.shapes import Shape
+
+    model = specs["model"]
+    sizes = (model.width, model.width // model.heads, 4 * model.width, model.vocabulary)
+    shape = Shape("gpt2", model.depth, model.heads, model.heads, *sizes, getattr(model.text, "block", 512))
+    says = f"model: {shape.parameters:,} parameters"
+    run = TrainingRun(*tuning_costs.training(model, shape))
+    return Load(shape, model.dtype, cost(specs["analysis"], shape, specs["data"]), (run,), small=True,
+                lines=(says,))  # fmt: skip
 
 
 def reading_seconds(load: Load) -> float:
