@@ -188,9 +188,9 @@ class Pruning(EvaluationSettings, Analysis):
         for name in ("tokens", "recompute"):
             plain["importance"].pop(name)
         for name in ("head_scores", "ffn_scores"):
-            plain[name] = plain[name] and _content(plain[name])
+            plain[name] = plain[name] and content_of(plain[name])
         for name in ("ranking", "ffn_ranking"):
-            plain[name] = plain[name] and [_content(one) if is_file(one) else one for one in plain[name]]
+            plain[name] = plain[name] and [content_of(one) if is_file(one) else one for one in plain[name]]
         return plain
 
     def cost(self, subject: Any, data: Any) -> Cost:
@@ -212,7 +212,7 @@ def is_file(source: str) -> bool:
     return word not in WORDS
 
 
-def _content(path: str) -> str:
+def content_of(path: str) -> str:
     """What of a file of scores can change a number: its content; of a run, its arrays."""
     place = Path(path).expanduser()
     return sha256_of(place / "arrays.npz" if (place / "arrays.npz").exists() else place)

@@ -11,12 +11,11 @@ from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from repro.analyses import attribute_specs as attribute_specs
 from repro.analyses import importance_specs as importance_specs
+from repro.analyses import overlap_specs as overlap_specs  # and with it induction_specs
 from repro.analyses.base_specs import Analysis as Analysis
 from repro.analyses.base_specs import Of as Of
 from repro.analyses.flow_specs import AttentionKnockout as AttentionKnockout
 from repro.analyses.flow_specs import KnownFacts as KnownFacts
-from repro.analyses.induction_specs import Copying as Copying
-from repro.analyses.induction_specs import PrefixMatching as PrefixMatching
 from repro.analyses.influence_specs import InfluenceIdentities as InfluenceIdentities
 from repro.analyses.influence_specs import InfluenceScores as InfluenceScores
 from repro.analyses.lm_circuit_specs import CircuitEvaluation as CircuitEvaluation

@@ -44,7 +44,10 @@ class InductionSequences(Data):
 
     def for_model(self, model: Any) -> Data:
         """A model trained here has a small context and few words: shorter blocks, as many as fit."""
-        context = getattr(model, "context", None)
+        return self.within(getattr(model, "context", None))
+
+    def within(self, context: int | None) -> InductionSequences:
+        """The same sequences, or shorter ones where they are longer than the context."""
         if context is None or self.longest <= context:
             return self
         # Copying draws as many different words as the context is long, of a vocabulary not much larger.
