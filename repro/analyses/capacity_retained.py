@@ -16,6 +16,7 @@ from repro.analyses import copying, prefix_matching
 from repro.analyses.importance_tables import score_of, tables
 from repro.analyses.induction_specs import Copying, PrefixMatching
 from repro.analyses.overlap_specs import CapacityRetained
+from repro.analyses.sequence_scores import places
 from repro.data import token_sequences
 from repro.errors import UserError
 from repro.results import NamedArray, Result
@@ -31,7 +32,8 @@ def run(subject: Any, data: Any, record: Any, directory: Path | None, spec: Capa
     among the i least important ones. prefix_matching, copying [layer, head]: the scores themselves.
     Scalars by SCORE and K shots: SCORE.K_shot.area (mean of the curve, %), .bend (largest distance from the
     straight line between 0 and 70 % removed, points), .early and .late (fall from 0 to 20 % and from 40 to
-    70 % removed, points lost for one point removed); SCORE.TASK.K_shot.early.
+    70 % removed, points lost for one point removed); for each of `spec.tasks` SCORE.TASK.K_shot.early; and
+    SCORE.max, .above_half.count and others that say where high scores are (see `sequence_scores.merged`).
     """
     scores = {"prefix_matching": _prefix(subject, spec), "copying": _copying(subject, spec)}
     found = tables(subject, data, directory, spec)
@@ -58,11 +60,15 @@ def run(subject: Any, data: Any, record: Any, directory: Path | None, spec: Capa
     }
     scalars = {}
     for place, name in enumerate(SCORES):
+        scalars |= {f"{name}.{key}": value for key, value in places(scores[name]).items()}
         for row, shot in enumerate(found.shots):
             scalars |= _shape(f"{name}.{shot}_shot", percent, curves[place, row, -1])
-            for column, task in enumerate(found.tasks):
-                key = f"{name}.{task}.{shot}_shot.early"
-                scalars[key] = _fall(percent, curves[place, row, column], 0, 20)
+            for task in spec.tasks:
+                there = task in found.tasks
+                curve = (
+                    curves[place, row, found.tasks.index(task)] if there else np.full_like(percent, np.nan)
+                )
+                scalars[f"{name}.{task}.{shot}_shot.early"] = _fall(percent, curve, 0, 20)
     return Result(scalars, arrays, {"importance": found.source, "sequences": _said(spec)})
 
 
@@ -95,7 +101,7 @@ def _copying(subject: Any, spec: CapacityRetained) -> np.ndarray:
 
 def _fitting(subject: Any, spec: CapacityRetained) -> Any:
     """The sequences, shorter where the model's context is."""
-    return spec.sequences.within(getattr(subject, "max_positions", None))
+    return spec.induction_sequences.within(getattr(subject, "max_positions", None))
 
 
 def _shape(key: str, percent: np.ndarray, curve: np.ndarray) -> dict[str, float]:

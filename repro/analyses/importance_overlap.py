@@ -33,7 +33,8 @@ def run(subject: Any, data: Any, record: Any, directory: Path | None, spec: Impo
     cross_shot_published, cross_shot_ranks [task, shots]: between numbers of shots, by task.
     Scalars, of STAT published or ranks: STAT.K_shot.mean, .min (over pairs of tasks), .significant (share of
     all pairs, those with the aggregate included, that are positive with p < 0.01); overlap.K_shot.mean, .min;
-    cross_shot.STAT.A-B.mean and .variance over tasks.
+    cross_shot.STAT.A-B.mean and .variance over tasks. For each of `spec.pairs` pair.ONE-OTHER.K_shot with
+    .published, .ranks, .overlap, and .lower: how many other tasks agree less with OTHER (as published).
     """
     found = tables(subject, data, directory, spec)
     names, flat = found.flat()
@@ -53,7 +54,10 @@ def run(subject: Any, data: Any, record: Any, directory: Path | None, spec: Impo
     if len(found.shots) > 1:
         arrays |= _cross_shot(found)
     notes = {"importance": found.source, "statistics": "published: of argsort(scores), as released"}
-    return Result(_scalars(arrays, found), arrays, notes)
+    scalars = _scalars(arrays, found)
+    for one, other in spec.pairs:
+        scalars |= _pair(arrays, found, one, other)
+    return Result(scalars, arrays, notes)
 
 
 def correlations(
@@ -104,6 +108,22 @@ def _by_layer(found: Tables) -> NamedArray:
     }  # fmt: skip
     with np.errstate(invalid="ignore", divide="ignore"):
         return NamedArray(joined / joined.mean(-1, keepdims=True), axes)
+
+
+def _pair(arrays: dict[str, NamedArray], found: Tables, one: str, other: str) -> dict[str, float]:
+    """What a pair of tasks has in common; NaN where one of them is not there."""
+    scalars = {}
+    for place, shot in enumerate(found.shots):
+        key = f"pair.{one}-{other}.{shot}_shot"
+        if one not in found.tasks or other not in found.tasks:
+            scalars |= {f"{key}.{name}": float("nan") for name in ("published", "ranks", "overlap", "lower")}
+            continue
+        first, second = found.tasks.index(one), found.tasks.index(other)
+        for name, array in (("overlap", "overlap"), *((name, f"srcc_{name}") for name in STATISTICS)):
+            scalars[f"{key}.{name}"] = float(arrays[array].values[place, first, second])
+        agree = arrays["srcc_published"].values[place, : len(found.tasks), second]
+        scalars[f"{key}.lower"] = float((np.delete(agree, second) < agree[first]).sum())
+    return scalars
 
 
 def _scalars(arrays: dict[str, NamedArray], found: Tables) -> dict[str, float]:

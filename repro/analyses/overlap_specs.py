@@ -56,27 +56,29 @@ class ImportanceOverlap(ComparedImportance):
     """Whether the same heads are important for different tasks and shots.
 
     top: share of heads that are compared as sets. random: seed of one more row, a random order of all heads;
-    null: none.
+    null: none. pairs: of tasks, which get scalars of their own (NaN where a task is not there).
     """
 
     module: ClassVar[str] = "repro.analyses.importance_overlap"
     kind: Literal["importance_overlap"] = "importance_overlap"
     top: Annotated[float, Field(gt=0, lt=1)] = 0.3
     random: Natural | None = None
+    pairs: list[Annotated[list[str], Field(min_length=2, max_length=2)]] = []
 
 
 class CapacityRetained(ComparedImportance):
     """How much of all heads' prefix matching and copying is left when the least important ones are removed.
 
     prefix_scores, copying_scores: folder of a run of prefix_matching or copying; null: computed here on
-    `sequences`.
+    `induction_sequences`. tasks: those that get scalars of their own (NaN where they are not there).
     """
 
     module: ClassVar[str] = "repro.analyses.capacity_retained"
     kind: Literal["capacity_retained"] = "capacity_retained"
+    tasks: list[str] = []
     prefix_scores: str | None = None
     copying_scores: str | None = None
-    sequences: InductionSequences = InductionSequences()
+    induction_sequences: InductionSequences = InductionSequences()
     prefix: PrefixOptions = PrefixOptions()
     copying: CopyingOptions = CopyingOptions()
 
@@ -89,9 +91,9 @@ class CapacityRetained(ComparedImportance):
         """Those of the scores that are not given."""
         parts = [super().cost(subject, data)]
         if self.prefix_scores is None:
-            parts.append(PrefixMatching(prefix=self.prefix).cost(subject, self.sequences))
+            parts.append(PrefixMatching(prefix=self.prefix).cost(subject, self.induction_sequences))
         if self.copying_scores is None:
-            parts.append(Copying(copying=self.copying).cost(subject, self.sequences))
+            parts.append(Copying(copying=self.copying).cost(subject, self.induction_sequences))
         return added(parts)
 
 

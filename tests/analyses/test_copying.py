@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,10 @@ def opt_by_hand(model: Any, ids: list[int]) -> np.ndarray:
     return scores
 
 
+def _keep(kept: list[torch.Tensor], module: Any, args: tuple[torch.Tensor, ...]) -> None:
+    kept.append(args[0])
+
+
 @torch.no_grad()
 def test_opt_equals_the_definition_over_the_whole_vocabulary() -> None:
     model, given = tiny("opt", dtype=torch.float64), data()
@@ -82,7 +87,7 @@ def test_the_mixed_output_of_the_first_layer_is_what_the_library_computes(kind: 
     found, layer = run(model, given, source="attention_output"), model.layers[0]
     for number, one in enumerate(given.sequences):
         kept: list[torch.Tensor] = []
-        hook = layer.out.register_forward_pre_hook(lambda module, args, kept=kept: kept.append(args[0]))
+        hook = layer.out.register_forward_pre_hook(partial(_keep, kept))
         attention = model.hf(
             input_ids=torch.tensor([one.tokens]), output_attentions=True, use_cache=False
         ).attentions[0]
