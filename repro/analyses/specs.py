@@ -11,6 +11,7 @@ from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from repro.analyses import attribute_specs as attribute_specs
 from repro.analyses import importance_specs as importance_specs
+from repro.analyses import influence_study_specs as influence_study_specs
 from repro.analyses import overlap_specs as overlap_specs  # and with it induction_specs
 from repro.analyses.base_specs import Analysis as Analysis
 from repro.analyses.base_specs import Of as Of

@@ -23,11 +23,11 @@ from repro.training.retraining import block_losses
 def run(subject: Any, data: Any, record: Any, directory: Path | None, spec: TextTraining) -> Result:
     """Losses of the queries, and of training if the model was tuned here.
 
-    Arrays: query_loss [query], summed over a block, in nats; of a tuned model train_loss [step], a batch's mean
-    a token, and tuning_steps, tuning_loss, tuning_perplexity [point] of all queries, after every epoch
-    and before. Scalars: perplexity.all, perplexity.first (of the first `first` queries), perplexity.start (before
-    tuning), blocks.train, blocks.query, blocks.length, tracked.modules and tracked.entries (gradient entries,
-    bias included) of the modules that influence functions look at.
+    Arrays: query_loss [query], summed over a block, in nats; of a tuned model train_loss [step], a batch's
+    mean a token, and tuning_steps, tuning_loss, tuning_perplexity [point] of all queries, after every epoch
+    and before. Scalars: perplexity.all, perplexity.first (of the first `first` queries), perplexity.start
+    (before tuning), blocks.train, blocks.query, blocks.length, tracked.modules and tracked.entries (gradient
+    entries, bias included) of the modules that influence functions look at.
     """
     model = lm.model_of(subject)
     blocks = blocks_of(model, data)

@@ -294,3 +294,6 @@ class Graph(Figure, Panel, Pick):
     layer: str = "node.layer"
     place: str = "node.position"
     colour_label: str = ""
+
+
+import repro.figures.token_specs  # noqa: E402, F401  (one more kind; at the end, since it needs what stands above)
