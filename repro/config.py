@@ -26,7 +26,15 @@ CONFIG_JSON = "config.json"
 
 
 _SAME_QUESTION = ("data", "seed", "paper")
-_SAME_KEYS = ("model", "model.path", "model.dtype", "sequences.class_split", "sequences.exemplar_split")
+_SAME_KEYS = (
+    "analysis.masks_path",
+    "analysis.losses_path",
+    "model",
+    "model.path",
+    "model.dtype",
+    "sequences.class_split",
+    "sequences.exemplar_split",
+)
 
 
 @dataclass(frozen=True)

@@ -42,9 +42,9 @@ SMALL_LM = {
 }
 # Models that are tuned on a text are trained, on very little of it.
 SMALL_TEXT = {
-    "data": {"block": 16, "train": 24, "query": 4, "words": 400, "pretraining_words": 1500},
+    "data": {"block": 16, "train": 40, "query": 6, "words": 400, "pretraining_words": 1500},
     "model": {"depth": 1, "width": 16, "vocabulary": 300},
-    "analysis": {"masks": 4, "repeats": 1, "removed": [0, 2], "ranks": [1, 2]},
+    "analysis": {"masks": 4, "repeats": 2, "removed": [0, 32]},
 }
 SMALLER = {"organism": SMALL_LM, "text_organism": SMALL_TEXT}
 
@@ -68,9 +68,24 @@ def small(experiment: str) -> dict[str, Any]:
         if known.get("checkpoints") == "last":
             wanted.pop("checkpoints")
         values[key] = {**known, **wanted}
+    if values["analysis"].get("given"):
+        values["analysis"] |= files_of_others(values["data"])
     if "text" in values["model"]:
         values["model"] = {**values["model"], "text": values["data"]}
     return values
+
+
+def files_of_others(data: Mapping[str, Any]) -> dict[str, str]:
+    """Masks and losses of retrainings, as an analysis is given them."""
+    random = np.random.default_rng(0)
+    arrays = {
+        "masks_path": random.integers(0, 2, (4, data["train"])),
+        "losses_path": random.random((4, data["query"])),
+    }  # fmt: skip
+    paths = {key: str(shared_store() / f"{key}.npy") for key in arrays}
+    for key, array in arrays.items():
+        np.save(paths[key], array)
+    return paths
 
 
 def planned(values: Mapping[str, Any], specs: Mapping[str, Any], store: Path) -> dict[str, Plan]:

@@ -43,15 +43,15 @@ def run_part(subject: Any, data: Any, directory: Path | None, spec: Datamodeling
     model = lm.model_of(subject)
     blocks = blocks_of(model, data)
     given = _from_files(spec, blocks) if spec.from_files else None
-    if given is None:
-        origin_of(model, blocks)  # refused before scores are computed
+    if given is None:  # refused before scores are computed
+        spec = spec.sized(bool(origin_of(model, blocks).spec.embedded))
     masks = drawn(len(blocks.train), spec) if given is None else given[0]
     arrays = {
         "scores": variant_scores(model, blocks, spec, directory, part),
         "masks": NamedArray(masks.astype(np.int8), {"mask": len(masks), "train": len(blocks.train)}),
     }
     if given is None:
-        arrays["losses"] = retrained_losses(model, blocks, retrainings(masks, spec.repeats), part)
+        arrays["losses"] = retrained_losses(model, blocks, retrainings(masks, int(spec.repeats)), part)
     else:
         axes: dict[str, Any] = {"mask": len(masks), "query": len(blocks.query)}
         arrays["mean_losses"] = NamedArray(given[1].astype(np.float64), axes, "nat")
@@ -68,8 +68,8 @@ def merge(parts: Sequence[Result], spec: DatamodelingScore) -> Result:
     arrays["scores"] = scores
     if "losses" in arrays:
         flat = arrays["losses"].values
-        losses = flat.reshape(len(masks), spec.repeats, -1)
-        axes: dict[str, Any] = {"mask": len(masks), "repeat": spec.repeats, "query": losses.shape[-1]}
+        losses = flat.reshape(len(masks), -1, flat.shape[1])
+        axes: dict[str, Any] = dict(zip(("mask", "repeat", "query"), losses.shape, strict=True))
         arrays["losses"] = NamedArray(losses, axes, "nat")
         arrays["mean_losses"] = NamedArray(
             losses.mean(1), {"mask": len(masks), "query": axes["query"]}, "nat"
@@ -102,12 +102,13 @@ def merge(parts: Sequence[Result], spec: DatamodelingScore) -> Result:
 def drawn(blocks: int, spec: DatamodelingScore) -> np.ndarray:
     """Masks [mask, train], each with the same number of ones, uniform, all different."""
     random, kept = np.random.default_rng(spec.mask_seed), round(spec.share * blocks)
+    wanted = int(spec.masks)
     found: dict[bytes, np.ndarray] = {}
-    for _ in range(100 * spec.masks):
+    for _ in range(100 * wanted):
         mask = np.zeros(blocks, np.int8)
         mask[random.permutation(blocks)[:kept]] = 1
         found.setdefault(mask.tobytes(), mask)
-        if len(found) == spec.masks:
+        if len(found) == wanted:
             return np.stack(list(found.values()))
     raise UserError(
         f"analysis.masks: {blocks} training blocks have no {spec.masks} different masks with {kept} of them."

@@ -65,7 +65,8 @@ class ScoreAgreement(Variants):
 class DatamodelingScore(Variants):
     """Whether scores predict what training on half of the blocks does: the linear datamodeling score.
 
-    masks: random halves of the training blocks; repeats: trainings of each, with seeds of their own.
+    masks: random halves of the training blocks; repeats: trainings of each, with seeds of their own. auto:
+    100 and 5 as published, 20 and 2 for a model that stands in.
     share: of the blocks that a mask keeps. given: masks and losses come from files and nothing is trained.
     masks_path: [mask, train] of 0 and 1; losses_path: [mask, query], summed over a block and averaged over
     repeats; .npy, or the published .pt.
@@ -75,8 +76,8 @@ class DatamodelingScore(Variants):
     models: ClassVar[tuple[str, ...]] = ("hf", *TUNED)
     splits_over: ClassVar[str | None] = "retrainings"
     kind: Literal["datamodeling_score"] = "datamodeling_score"
-    masks: Annotated[int, Field(ge=3)] = 100
-    repeats: PositiveInt = 5
+    masks: Literal["auto"] | Annotated[int, Field(ge=3)] = "auto"
+    repeats: Literal["auto"] | PositiveInt = "auto"
     share: Annotated[float, Field(gt=0, lt=1)] = 0.5
     mask_seed: Natural = 7
     given: bool = False
@@ -97,7 +98,16 @@ class DatamodelingScore(Variants):
         return self.given or self.masks_path is not None
 
     def items(self, of: Of) -> int | None:
-        return None if self.from_files else self.masks * self.repeats
+        if self.from_files:
+            return None
+        asked = self.sized(bool(of("")["model"].embedded))
+        return int(asked.masks) * int(asked.repeats)
+
+    def sized(self, embedded: bool) -> Self:
+        """With numbers for auto."""
+        masks, repeats = (20, 2) if embedded else (100, 5)
+        chosen = {"masks": masks, "repeats": repeats}
+        return self.model_copy(update={key: n for key, n in chosen.items() if getattr(self, key) == "auto"})
 
     def fingerprint(self) -> dict[str, Any]:
         paths = {"masks_path": self.masks_path, "losses_path": self.losses_path}
@@ -108,8 +118,9 @@ class Removal(InfluenceAnalysis):
     """What is lost when the training blocks with the largest scores are left out: counterfactual removal.
 
     first: the scores are for the sum of so many of the first queries, whose perplexity is measured.
-    removed: how many blocks. repeats: trainings of each, with seeds 0, 1, ...; strategies: whose top blocks,
-    beside random ones, the first of one permutation (random_seed).
+    removed: how many blocks; auto: 0 to 200 as published, 0 to 64 for a model that stands in.
+    repeats: trainings of each, with seeds 0, 1, ...; strategies: whose top blocks, beside random ones, the
+    first of one permutation (random_seed).
     """
 
     module: ClassVar[str] = "repro.analyses.removal"
@@ -117,14 +128,14 @@ class Removal(InfluenceAnalysis):
     splits_over: ClassVar[str | None] = "retrainings"
     kind: Literal["removal"] = "removal"
     first: PositiveInt = 50
-    removed: Annotated[list[Natural], Field(min_length=2)] = [0, 50, 100, 150, 200]
+    removed: Literal["auto"] | Annotated[list[Natural], Field(min_length=2)] = "auto"
     repeats: PositiveInt = 5
     strategies: Annotated[list[str], Field(min_length=1)] = ["ekfac", "identity"]
     random_seed: Natural = 0
 
     @model_validator(mode="after")
     def _rising(self) -> Self:
-        if self.removed != sorted(set(self.removed)) or self.removed[0] != 0:
+        if self.removed != "auto" and (self.removed != sorted(set(self.removed)) or self.removed[0] != 0):
             raise UserError(
                 f"analysis.removed: expected rising numbers from 0 on; got {self.removed}. Give e.g."
                 " analysis.removed=[0,50,100]"
@@ -138,13 +149,20 @@ class Removal(InfluenceAnalysis):
 
     def items(self, of: Of) -> int | None:
         """One shared point where nothing is removed, and every other point of every curve."""
-        return self.repeats * (1 + len(self.curves) * (len(self.removed) - 1))
+        steps = self.steps(bool(of("")["model"].embedded))
+        return self.repeats * (1 + len(self.curves) * (len(steps) - 1))
+
+    def steps(self, embedded: bool) -> list[int]:
+        """How many blocks are removed, from 0 on."""
+        if self.removed != "auto":
+            return self.removed
+        return [0, 16, 32, 64] if embedded else [0, 50, 100, 150, 200]
 
 
 class TopSequences(InfluenceAnalysis):
     """The training blocks with the largest and smallest scores of some queries, as text to be read.
 
-    queries: which. top: so many blocks. words: looked for in each query's top block.
+    queries: which. top: so many blocks. words: looked for in the first one's top block.
     """
 
     module: ClassVar[str] = "repro.analyses.top_sequences"

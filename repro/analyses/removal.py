@@ -40,14 +40,15 @@ def run_part(subject: Any, data: Any, directory: Path | None, spec: Removal, par
     """Some of the retrainings, and the order in which blocks go."""
     model = lm.model_of(subject)
     blocks = blocks_of(model, data)
-    origin_of(model, blocks)
-    count, most = len(blocks.train), spec.removed[-1]
+    steps = spec.steps(bool(origin_of(model, blocks).spec.embedded))
+    count, most = len(blocks.train), steps[-1]
     if most >= count:
         raise UserError(f"analysis.removed: at most {count - 1} of {count} training blocks; got {most}")
     order = np.stack([*_ranked(model, blocks, spec, directory), _random(count, spec)])
     arrays = {
         "order": NamedArray(order, {"curve": spec.curves, "train": count}),
-        "losses": retrained_losses(model, blocks, retrainings(order, spec), part),
+        "steps": NamedArray(np.array(steps), {"removed": steps}, "blocks"),
+        "losses": retrained_losses(model, blocks, retrainings(order, steps, spec.repeats), part),
     }
     return Result({"predicted": float(blocks.query.length - 1)}, arrays, {"blocks": blocks.source})
 
@@ -57,11 +58,12 @@ def merge(parts: Sequence[Result], spec: Removal) -> Result:
     result = join(parts, "retraining")
     predicted = result.scalars.pop("predicted")
     mean_loss = result.arrays["losses"].values[:, : spec.first].mean(1) / predicted
+    removed = [int(step) for step in result.arrays["steps"].values]
     points = mean_loss.reshape(-1, spec.repeats)
-    curves, steps = len(spec.curves), len(spec.removed) - 1
+    curves, steps = len(spec.curves), len(removed) - 1
     start = np.broadcast_to(points[:1], (curves, spec.repeats))[:, None]
     found = np.exp(np.concatenate([start, points[1:].reshape(curves, steps, spec.repeats)], axis=1))
-    axes: dict[str, Any] = {"curve": spec.curves, "removed": spec.removed}
+    axes: dict[str, Any] = {"curve": spec.curves, "removed": removed}
     mean, spread = found.mean(-1), found.std(-1, ddof=1) if spec.repeats > 1 else np.zeros(found.shape[:2])
     arrays = result.arrays
     arrays["perplexity"] = NamedArray(found, {**axes, "repeat": spec.repeats})
@@ -71,10 +73,7 @@ def merge(parts: Sequence[Result], spec: Removal) -> Result:
     arrays["rise"] = NamedArray(mean - mean[:, :1], axes)
     for curve, rises in zip(spec.curves, arrays["rise"].values, strict=True):
         result.scalars.update(
-            {
-                f"rise.{curve}.{removed}": float(rise)
-                for removed, rise in zip(spec.removed, rises, strict=True)
-            }
+            {f"rise.{curve}.{step}": float(rise) for step, rise in zip(removed, rises, strict=True)}
         )
         result.scalars[f"rise.{curve}.last"] = float(rises[-1])
     best = arrays["rise"].values[0, 1:] - arrays["rise"].values[1:, 1:].max(0)
@@ -82,11 +81,11 @@ def merge(parts: Sequence[Result], spec: Removal) -> Result:
     return result
 
 
-def retrainings(order: np.ndarray, spec: Removal) -> list[Retraining]:
-    """With all blocks; then for every curve and number without so many of its first; of each the repeats."""
-    lists = [order[0][:0], *(blocks[:removed] for blocks in order for removed in spec.removed[1:])]
+def retrainings(order: np.ndarray, steps: Sequence[int], repeats: int) -> list[Retraining]:
+    """With all blocks; then for every curve and step without so many of its first; of each the repeats."""
+    lists = [order[0][:0], *(blocks[:removed] for blocks in order for removed in steps[1:])]
     kept = [tuple(sorted(set(range(order.shape[1])) - set(gone.tolist()))) for gone in lists]
-    return [Retraining(blocks, seed) for blocks in kept for seed in range(spec.repeats)]
+    return [Retraining(blocks, seed) for blocks in kept for seed in range(repeats)]
 
 
 def _ranked(

@@ -108,7 +108,10 @@ def test_losses_belong_to_masks(tmp_path: Path) -> None:
         spec(masks_path="masks.npy")
     with pytest.raises(UserError, match=r"analysis.variants.x.damp: unknown key"):
         spec(variants={"x": {"damp": 1}})
-    assert spec().items(lambda name: {}) == 8 and spec(given=True).items(lambda name: {}) is None
+    assert (
+        spec().items(lambda name: {"model": tuned_cases.spec()}) == 8
+        and spec(given=True).items(lambda name: {}) is None
+    )
 
 
 class Evil:

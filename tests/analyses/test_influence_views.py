@@ -1,4 +1,4 @@
-"""Agreement of variants, texts of the most influential blocks, their tokens: by definition on a tiny model."""
+"""Agreement of variants, texts of influential blocks, their tokens: by definition on a tiny model."""
 
 from __future__ import annotations
 

@@ -26,9 +26,9 @@ def spec(**values: Any) -> Removal:
 
 def test_the_first_blocks_of_each_order_go() -> None:
     order = np.array([[2, 0, 3, 1], [1, 3, 2, 0]])
-    wanted = retrainings(order, spec(removed=[0, 1, 3], repeats=1))
+    wanted = retrainings(order, [0, 1, 3], 1)
     assert [one.kept for one in wanted] == [(0, 1, 2, 3), (0, 1, 3), (1,), (0, 2, 3), (0,)]
-    assert [one.seed for one in retrainings(order, spec(removed=[0, 1], repeats=2))] == [0, 1] * 3
+    assert [one.seed for one in retrainings(order, [0, 1], 2)] == [0, 1] * 3
 
 
 def test_blocks_go_by_the_sum_of_the_scores_of_the_first_queries(tmp_path: Path) -> None:
@@ -42,7 +42,7 @@ def test_blocks_go_by_the_sum_of_the_scores_of_the_first_queries(tmp_path: Path)
     assert sorted(found.arrays["order"].values[1].tolist()) == list(range(24))
     assert found.arrays["order"].axes["curve"] == ["identity", "random"]
     # Perplexity from the losses of the retrainings themselves.
-    wanted = retrainings(found.arrays["order"].values, asked)
+    wanted = retrainings(found.arrays["order"].values, [0, 3, 5], 2)
     direct = np.exp(losses(model.origin, wanted)[:, :2].mean(1) / 15)
     perplexity = found.arrays["perplexity"].values
     assert np.array_equal(perplexity[0, 0], perplexity[1, 0])
