@@ -26,15 +26,8 @@ CONFIG_JSON = "config.json"
 
 
 _SAME_QUESTION = ("data", "seed", "paper")
-_SAME_KEYS = (
-    "analysis.masks_path",
-    "analysis.losses_path",
-    "model",
-    "model.path",
-    "model.dtype",
-    "sequences.class_split",
-    "sequences.exemplar_split",
-)
+_SAME_KEYS = ("model", "model.path", "model.dtype", "sequences.class_split", "sequences.exemplar_split",
+              "analysis.masks_path", "analysis.losses_path")  # fmt: skip
 
 
 @dataclass(frozen=True)
