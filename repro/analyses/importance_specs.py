@@ -24,6 +24,7 @@ Sources = Annotated[
     Field(min_length=1),
     BeforeValidator(lambda given: [given] if isinstance(given, str) else given),
 ]
+AT_WORK = 0.4
 WORDS = ("own", "shot", "aggregate", "task", "highest", "lowest", "random")
 
 
@@ -57,7 +58,8 @@ class HeadImportanceSettings(Spec):
                     Work(f"{one.label}: gradients of heads", one.examples, length, backwards=1,
                          recomputed=self.recompute, unembedded=one.choice_tokens or 4, batch=batch)
                 )  # fmt: skip
-        return Cost(tuple(works))
+        kept = "one layer's activations at a time" if self.recompute else "activations of all layers are kept"
+        return Cost(tuple(works), lines=(f"{kept} for the way back (recompute: {self.recompute})",))
 
 
 class HeadImportance(HeadImportanceSettings, Analysis):
@@ -95,18 +97,27 @@ class EvaluationSettings(Spec):
     chunk: PositiveInt = 64
     cells: str | None = None
 
-    def evaluation_cost(self, workload: list[Workload], streams: float, share: float = 1.0) -> Cost:
-        """Contexts once and every choice, in so many whole streams; share: of a block that is left."""
-        works = []
+    def evaluation_cost(
+        self, subject: Any, workload: list[Workload], streams: float, masks: float, share: float = 1.0
+    ) -> Cost:
+        """Contexts once and every choice, in so many whole streams.
+
+        masks: of one sweep, each with logits of its own. share: of a block that is left in the streams.
+        """
+        works, logits = [], 0.0
         for one in workload:
             if one.questions:
-                length = max(1, round(one.context_tokens + one.choices * max(one.choice_tokens - 1, 0)))
+                choices = one.choices * max(one.choice_tokens - 1, 0)
+                length = max(1, round(one.context_tokens + choices))
+                # Of streams that wait, the residual stream alone is kept: 0.4 of what a layer holds at work.
+                batch = max(1, round(AT_WORK * min(masks, 128) * self.tokens / length))
                 works.append(
                     Work(f"{one.label}: {streams:.1f} streams", one.questions * streams, length,
-                         unembedded=1 + one.choices * max(one.choice_tokens - 1, 0),
-                         batch=max(1, self.tokens // length), share=share)
+                         unembedded=0, batch=batch, share=share)
                 )  # fmt: skip
-        return Cost(tuple(works))
+                one_row = subject.forward_flops(1, 1) - subject.forward_flops(1, 0)
+                logits += one.questions * masks * (1 + choices) * one_row
+        return Cost(tuple(works), logits)
 
 
 class FfnImportance(EvaluationSettings, Analysis):
@@ -127,7 +138,8 @@ class FfnImportance(EvaluationSettings, Analysis):
     def cost(self, subject: Any, data: Any) -> Cost:
         """One whole stream, and one from each FFN's layer on: half of a pass on average."""
         depth = subject.layers
-        return costed(data, lambda given: self.evaluation_cost(given, 1 + (depth - 1) / 2))
+        streams = 1 + (depth - 1) / 2
+        return costed(data, lambda given: self.evaluation_cost(subject, given, streams, 1 + depth))
 
 
 class Pruning(EvaluationSettings, Analysis):
@@ -197,12 +209,14 @@ class Pruning(EvaluationSettings, Analysis):
         """Rankings that are computed here, and a stream for every cell, less what is left out of it."""
         streams = 1 + len(self.ranking) * sum(heads + ffns > 0 for heads, ffns in self.levels)
         left = [_left(subject, heads / 100, ffns / 100) for heads, ffns in self.levels]
-        parts: list[Any] = [lambda given: self.evaluation_cost(given, streams, sum(left) / len(left))]
+        share = sum(left) / len(left)
+        parts: list[Any] = [lambda given: self.evaluation_cost(subject, given, streams, streams, share)]
         computed = [one for one in self.ranking if not is_file(one) and not one.startswith("random")]
         if computed and self.component != "ffns" and self.head_scores is None:
             parts.append(self.importance.importance_cost)
         if computed and self.component != "heads" and self.ffn_scores is None:
-            parts.append(lambda given: self.evaluation_cost(given, (subject.layers - 1) / 2))
+            depth = subject.layers
+            parts.append(lambda given: self.evaluation_cost(subject, given, (depth - 1) / 2, depth))
         return costed(data, *parts)
 
 

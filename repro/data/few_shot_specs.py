@@ -7,7 +7,9 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from repro.data import few_shot_sizes
 from repro.data.base_specs import Data, sha256_of
+from repro.data.scored_specs import Workload
 from repro.data.sequence_specs import Natural, Positive
 from repro.errors import UserError
 
@@ -97,6 +99,13 @@ class FewShotTasks(FewShot):
         }
         return {split: path for split, path in paths.items() if path.is_file()}
 
+    def workload(self) -> list[Workload]:
+        """How much there is to score, as far as sizes of the data sets are known; a folder's are not read."""
+        return [
+            few_shot_sizes.workload(name, shot, self.examples, self.questions)
+            for shot in self.shots for name in self.names
+        ]  # fmt: skip
+
     def fingerprint(self) -> dict[str, Any]:
         plain = self.model_dump(mode="json", exclude={"folder"})
         plain["tasks"] = self.names
@@ -135,3 +144,10 @@ class FewShotToy(FewShot):
     def names(self) -> list[str]:
         """The tasks, in the order asked for."""
         return list(self.tasks or TOY_TASKS)
+
+    def workload(self) -> list[Workload]:
+        """How much there is to score; documents have about four tokens, the last one the choice."""
+        return [
+            Workload(name, self.examples or 1000, 4 * (shot + 1), self.questions or 1000, 3, 4 * shot + 2, 1)
+            for shot in self.shots for name in self.names
+        ]  # fmt: skip

@@ -28,6 +28,7 @@ from repro.interventions.lm_edits import At, Read
 from repro.interventions.lm_restart import Restart
 from repro.interventions.lm_run import observed, run
 from repro.models.language_model import LanguageModel
+from repro.models.offload import at_hand
 
 Loss = Literal["continuation", "all_tokens", "last_token"]
 Absolute = Literal["position", "example"]
@@ -174,7 +175,9 @@ def _recomputed(
     with torch.enable_grad():
         top = forward.run[last].requires_grad_()
         rows, columns = (part.to(top.device) for part in places)
-        loss_of(model.unembed(model.final_norm(top[rows, columns]).to(model.unembedding.device))).backward()
+        with at_hand(model.last_norm, model.project_out, model.head):
+            normed = model.final_norm(top[rows, columns]).to(model.unembedding.device)
+            loss_of(model.unembed(normed)).backward()
         gradient = top.grad
         for layer in reversed(range(model.depth)):
             entered = forward.entering(layer).requires_grad_(layer > 0)

@@ -24,6 +24,7 @@ from repro.errors import UserError
 from repro.interventions.masked_rows import Row, RowBatch, stack
 from repro.interventions.masks import Mask
 from repro.models.language_model import LanguageModel, Layer
+from repro.models.offload import at_hand
 
 PASS_TOKENS = 8192  # tokens that go through one product together: 100 MB of hidden units at width 768
 LOGIT_ROWS = 512
@@ -80,8 +81,10 @@ def sweep(model: LanguageModel, rows: Sequence[Row], masks: Sequence[Mask], colu
     streams, stream_of = start[None], [0] * len(masks)
     for layer in model.layers:
         read = needed.columns if layer.index == model.depth - 1 else None
-        streams, stream_of = _through(layer, streams, stream_of, masks, batch, read)
-    found = [_scored(model, one, batch, needed, columns) for one in streams]
+        with at_hand(layer.block):
+            streams, stream_of = _through(layer, streams, stream_of, masks, batch, read)
+    with at_hand(model.last_norm, model.project_out, model.head):
+        found = [_scored(model, one, batch, needed, columns) for one in streams]
     chances, first = (torch.stack(part) for part in zip(*found, strict=True))
     return Scores(chances[stream_of], first[stream_of])
 

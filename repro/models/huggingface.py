@@ -12,6 +12,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import gettempdir
 from typing import Any
 
 import torch
@@ -44,7 +45,7 @@ def load(spec: HuggingFace, hardware: Mapping[str, Any], store: Path | None = No
     """
     kind = _model_type(spec)
     device = device_of(hardware["device"])
-    spread = {"device_map": hardware["device_map"]} if hardware.get("device_map") else {}
+    spread = _places(hardware.get("device_map"), device, store)
     try:
         from transformers import AutoModelForCausalLM
 
@@ -65,9 +66,17 @@ def load(spec: HuggingFace, hardware: Mapping[str, Any], store: Path | None = No
             f" shapes: {', '.join(lacking[:3])}"
             f" ({len(lacking)} in all). Give a whole checkpoint, with the config it was saved with"
         )
-    if not spread:
-        hf.to(device)
     return wrap(hf, _tokenizer(spec))
+
+
+def _places(device_map: str | None, device: str, store: Path | None) -> dict[str, Any]:
+    """Where weights go as they are read, so that there is no second copy of them in host memory.
+
+    What has no room on GPUs and host goes to a folder, and comes layer by layer.
+    """
+    if device_map:
+        return {"device_map": device_map, "offload_folder": str(Path(store or gettempdir()) / "offload")}
+    return {} if device == "cpu" else {"device_map": {"": device}}
 
 
 @contextmanager

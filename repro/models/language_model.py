@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from repro.errors import UserError
+from repro.models.offload import device_of
 
 
 class Layer:
@@ -202,7 +203,7 @@ class LanguageModel:
     @property
     def device(self) -> torch.device:
         """Where tokens go in."""
-        return self.embedding.weight.device  # type: ignore[union-attr,return-value]
+        return device_of(self.embedding)
 
     @property
     def unembedding(self) -> Tensor:
