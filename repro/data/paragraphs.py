@@ -15,7 +15,7 @@ import re
 import sys
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,9 +27,11 @@ from repro.data.download import download
 from repro.data.facts_toy import FactWorld
 from repro.data.paragraph_specs import Paragraphs
 from repro.errors import UserError
+from repro.progress import progress
 from repro.results import write_atomic
 
 KEY = "analysis.paragraphs"
+MANY = 10_000  # paragraphs, from which on an index takes more than a moment
 TEXT = (".txt", ".raw")
 IDS = '{"subject": [ids], "tokens": [ids]}'
 FORMATS = (
@@ -100,19 +102,22 @@ def retrieve(collection: Sequence[str], subjects: Sequence[str], count: int) -> 
 
     Those that share no word with the subject are left out; equal scores are in the collection's order.
     """
-    with without_jax():
+    with without_jax(), ExitStack() as stack:
         import bm25s
 
         index = bm25s.BM25(backend="numpy")
-        words = bm25s.tokenize(list(collection), stopwords=[], show_progress=False)
-        index.index(words, show_progress=False)
+        shown = len(collection) > MANY and sys.stderr.isatty()  # bm25s has bars of its own, for terminals
+        words = bm25s.tokenize(list(collection), stopwords=[], show_progress=shown)
+        index.index(words, show_progress=shown)
         queries: Any = bm25s.tokenize(list(subjects), stopwords=[], show_progress=False, return_ids=False)
         found = {}
+        bar = stack.enter_context(progress(len(subjects), "searching paragraphs", "subjects"))
         for subject, query in zip(subjects, queries, strict=True):
             known = [word for word in query if word in index.vocab_dict]  # type: ignore[union-attr]
             scores = index.get_scores(known) if known else np.zeros(len(collection))
             best = np.argsort(-scores, kind="stable")[:count]
             found[subject] = [collection[i] for i in best if scores[i] > 0]
+            bar.advance()
     return found
 
 
