@@ -103,3 +103,16 @@ def sizes(data: Any) -> tuple[tuple[int, int, int], str]:
     if train is not None and query is not None:
         return (train, query, length), ""
     return (train or PUBLISHED[0], query or PUBLISHED[1], length), ", assumed as published"
+
+
+def retrainings(count: int, share: float, shape: Any, data: Any, epochs: int = 3) -> Cost:
+    """So many trainings on a share of the blocks, and the losses of the queries after each."""
+    (blocks, queries, length), said = sizes(data)
+    seen = round(share * blocks)
+    train = Work(
+        f"{count} retrainings: {epochs} epochs of {seen:,} blocks", count * epochs * seen, length, backwards=1,
+        weight_gradients=True, unembedded=length, batch=8,
+    )  # fmt: skip
+    measured = Work("their losses of the queries", count * queries, length, unembedded=length, batch=25)
+    lines = (f"{count} retrainings, {epochs} epochs of {seen:,} blocks each{said}; fewer if some are there",)
+    return Cost((train, measured), lines=lines)

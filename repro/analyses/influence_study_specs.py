@@ -3,17 +3,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, PositiveInt, model_validator
 
 from repro.analyses.base_specs import Analysis, Of
+from repro.analyses.influence_costs import retrainings
 from repro.analyses.influence_specs import InfluenceAnalysis
+from repro.costs import Cost, added
 from repro.data.base_specs import sha256_of
 from repro.errors import UserError
 
 Natural = Annotated[int, Field(ge=0)]
 TUNED = ("text_organism", "fine_tuned")
+STANDS_IN = 10_000_000  # a model with fewer parameters, for estimates
 OWN = set(InfluenceAnalysis.model_fields)
 
 
@@ -32,7 +36,8 @@ class Variants(InfluenceAnalysis):
 
     def settings(self) -> dict[str, InfluenceAnalysis]:
         """The settings of every variant."""
-        own = {**self.model_dump(include=OWN), "per_token": False, "per_module": False}
+        less = {"per_token": False, "per_module": False, "self_influence": False}
+        own = {**self.model_dump(include=OWN), **less}
         return {
             name: InfluenceAnalysis.parse({**own, **said}, f"analysis.variants.{name}")
             for name, said in self.variants.items()
@@ -40,6 +45,11 @@ class Variants(InfluenceAnalysis):
 
     def items(self, of: Of) -> int | None:
         return None
+
+    def cost(self, subject: Any, data: Any) -> Cost:
+        """Of factors and scores in every way; what two ways share is counted twice."""
+        cost = added([one.cost(subject, data) for one in self.settings().values()])
+        return replace(cost, lines=tuple(dict.fromkeys(cost.lines)))
 
 
 class ScoreAgreement(Variants):
@@ -103,6 +113,15 @@ class DatamodelingScore(Variants):
         asked = self.sized(bool(of("")["model"].embedded))
         return int(asked.masks) * int(asked.repeats)
 
+    def cost(self, subject: Any, data: Any) -> Cost:
+        """Retrainings beside the scores."""
+        scores = super().cost(subject, data)
+        if self.from_files:
+            return scores
+        asked = self.sized(subject.parameters < STANDS_IN)
+        count = int(asked.masks) * int(asked.repeats)
+        return added([scores, retrainings(count, self.share, subject, data)])
+
     def sized(self, embedded: bool) -> Self:
         """With numbers for auto."""
         masks, repeats = (20, 2) if embedded else (100, 5)
@@ -151,6 +170,12 @@ class Removal(InfluenceAnalysis):
         """One shared point where nothing is removed, and every other point of every curve."""
         steps = self.steps(bool(of("")["model"].embedded))
         return self.repeats * (1 + len(self.curves) * (len(steps) - 1))
+
+    def cost(self, subject: Any, data: Any) -> Cost:
+        """Retrainings, nearly all blocks each, beside scores of one summed query."""
+        steps = self.steps(subject.parameters < STANDS_IN)
+        count = self.repeats * (1 + len(self.curves) * (len(steps) - 1))
+        return added([super().cost(subject, data), retrainings(count, 1.0, subject, data)])
 
     def steps(self, embedded: bool) -> list[int]:
         """How many blocks are removed, from 0 on."""

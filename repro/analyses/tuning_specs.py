@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import PositiveInt
 
 from repro.analyses.base_specs import Analysis
+from repro.analyses.influence_costs import sizes
+from repro.costs import Cost, Work
 
 
 class TextTraining(Analysis):
@@ -19,3 +21,8 @@ class TextTraining(Analysis):
     models: ClassVar[tuple[str, ...]] = ("hf", "text_organism", "fine_tuned")
     kind: Literal["text_training"] = "text_training"
     first: PositiveInt = 50
+
+    def cost(self, subject: Any, data: Any) -> Cost:
+        """A pass over the queries."""
+        (_, queries, length), _ = sizes(data)
+        return Cost((Work("losses of the queries", queries, length, unembedded=length, batch=25),))

@@ -21,8 +21,10 @@ def predictions(model: Any, tokens: Tensor, scored: Bool[Tensor, "row column"]) 
 
     Padding on the right changes nothing before it, so no attention mask is needed.
     """
-    logits = model(tokens, use_cache=False).logits
-    return logits[:, :-1][scored[:, 1:]]
+    logits = model(tokens, use_cache=False).logits[:, :-1]
+    if bool(scored[:, 1:].all()):
+        return logits.flatten(0, 1)  # the same, and much faster on the way back
+    return logits[scored[:, 1:]]
 
 
 def loss(model: Any, batch: Scored) -> Tensor:
