@@ -114,5 +114,5 @@ def retrainings(count: int, share: float, shape: Any, data: Any, epochs: int = 3
         weight_gradients=True, unembedded=length, batch=8,
     )  # fmt: skip
     measured = Work("their losses of the queries", count * queries, length, unembedded=length, batch=25)
-    lines = (f"{count} retrainings, {epochs} epochs of {seen:,} blocks each{said}; fewer if some are there",)
+    lines = (f"{count} retrainings, {epochs} epochs of {seen:,} blocks each{said}; or less",)
     return Cost((train, measured), lines=lines)

@@ -27,9 +27,13 @@ def predictions(model: Any, tokens: Tensor, scored: Bool[Tensor, "row column"]) 
     return logits[scored[:, 1:]]
 
 
+def _device(model: Any) -> Any:
+    return getattr(model, "device", "cpu")  # any module that gives logits will do
+
+
 def loss(model: Any, batch: Scored) -> Tensor:
     """Mean cross entropy of the scored tokens, in nats."""
-    tokens, scored = (torch.from_numpy(part).to(model.device) for part in (batch.tokens, batch.scored))
+    tokens, scored = (torch.from_numpy(part).to(_device(model)) for part in (batch.tokens, batch.scored))
     return functional.cross_entropy(predictions(model, tokens, scored), tokens[scored])
 
 
@@ -60,7 +64,9 @@ def measure_all(model: Any, probes: Mapping[str, Scored]) -> dict[str, float]:
 
 def _each(model: Any, probe: Scored, rows: slice) -> dict[str, Tensor]:
     """The same for every scored token of some rows."""
-    tokens, scored = (torch.from_numpy(part[rows]).to(model.device) for part in (probe.tokens, probe.scored))
+    tokens, scored = (
+        torch.from_numpy(part[rows]).to(_device(model)) for part in (probe.tokens, probe.scored)
+    )
     if not bool(scored.any()):
         return {}
     logits, true = predictions(model, tokens, scored), tokens[scored]
@@ -69,8 +75,8 @@ def _each(model: Any, probe: Scored, rows: slice) -> dict[str, Tensor]:
         "accuracy": (logits.argmax(-1) == true).float(),
     }
     if probe.rivals is not None:
-        rivals = torch.from_numpy(np.ascontiguousarray(probe.rivals[rows])).to(model.device)[scored]
-        at = torch.arange(len(true), device=model.device)
+        rivals = torch.from_numpy(np.ascontiguousarray(probe.rivals[rows])).to(_device(model))[scored]
+        at = torch.arange(len(true), device=_device(model))
         difference = logits[at, true] - logits[at, rivals]
         values |= {"prefers": (difference > 0).float(), "logit_difference": difference}
     return values
