@@ -10,6 +10,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 from repro.data import demonstrations as draws
@@ -66,16 +67,21 @@ class FewShotData:
         return sets
 
     def _set(self, task: TaskDocuments, shot: int, encode: Encoder) -> TaskSet:
-        examples = [
-            Example(encode.context(one.context), encode(one.continuation))
-            for one in examples_of(task, shot, self.spec)
-        ]
+        shown, asked = list(examples_of(task, shot, self.spec)), list(questions_of(task, shot, self.spec))
+        ranked = zip(
+            encode.contexts([one.context for one in shown]),
+            encode.candidates([one.continuation for one in shown]),
+            strict=True,
+        )
+        examples = [Example(context, continuation) for context, continuation in ranked]
+        contexts = iter(encode.contexts([text for one in asked for text in one.contexts]))
+        choices = iter(encode.candidates([text for one in asked for text in one.prompt.choices]))
         questions, groups = [], dict[tuple[int, int], int]()
-        for one in questions_of(task, shot, self.spec):
+        for one in asked:
             group = groups.setdefault(one.prompt.group, len(groups)) if one.prompt.group else 0
-            contexts = tuple(encode.context(text) for text in one.contexts)
-            choices = tuple(encode(text) for text in one.prompt.choices)
-            questions.append(Question(contexts, choices, one.prompt.right, group))
+            before = tuple(islice(contexts, len(one.contexts)))
+            offered = tuple(islice(choices, len(one.prompt.choices)))
+            questions.append(Question(before, offered, one.prompt.right, group))
         return TaskSet(
             task.task.name, shot, tuple(examples), tuple(questions), task.task.metric,
             importance_of_evaluation=task.task.train is None, held_out=task.task.name in HELD_OUT,
@@ -94,25 +100,30 @@ class Encoder:
         self._tokenizer = tokenizer
         self._start: Ids = self._starts(bos)
 
-    def __call__(self, text: str) -> Ids:
-        """Ids of a candidate."""
-        ids = self._encode(text, False)
-        if not ids:
-            raise UserError(f"data: this model's tokenizer makes no token of {text!r}")
-        return ids
+    def candidates(self, texts: Sequence[str]) -> list[Ids]:
+        """Ids of candidates."""
+        found = self._encode(texts)
+        for text, ids in zip(texts, found, strict=True):
+            if not ids:
+                raise UserError(f"data: this model's tokenizer makes no token of {text!r}")
+        return found
 
-    def context(self, text: str) -> Ids:
-        """Ids of a context, behind the start token if there is to be one."""
-        ids = self._start + self._encode(text, False)
-        if not ids:
-            raise UserError(f"data: an empty context ({text!r}). Give data.bos=true")
-        return ids
+    def contexts(self, texts: Sequence[str]) -> list[Ids]:
+        """Ids of contexts, behind the start token if there is to be one."""
+        found = [self._start + ids for ids in self._encode(texts)]
+        for text, ids in zip(texts, found, strict=True):
+            if not ids:
+                raise UserError(f"data: an empty context ({text!r}). Give data.bos=true")
+        return found
 
-    def _encode(self, text: str, special: bool) -> Ids:
-        try:
-            return tuple(self._tokenizer.encode(text, add_special_tokens=special))
+    def _encode(self, texts: Sequence[str]) -> list[Ids]:
+        if not texts:
+            return []
+        try:  # all at once, which the tokenizers library does on all CPUs; every text is encoded alone
+            found = self._tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
         except Exception as error:  # the tokenizers library raises Exception itself
-            raise UserError(f"data: this model's tokenizer cannot encode {text[:60]!r}: {error}") from None
+            raise UserError(f"data: this model's tokenizer cannot encode the prompts: {error}") from None
+        return [tuple(ids) for ids in found]
 
     def _starts(self, bos: bool | None) -> Ids:
         if bos is False:

@@ -28,26 +28,44 @@ class InContext:
     def batch(self, seed: int, step: int, size: int) -> Scored:
         """`size` sequences: the share `repeats` of repeated words, the others of the kinds in turn."""
         rng = generator("in-context train", seed, step)
-        repeated = round(self._spec.repeats * size)
-        rows = [self._repeats(rng, int(rng.integers(4, self._spec.length // 2))) for _ in range(repeated)]
+        first = step < self._spec.repeats_first
+        repeated = size if first else round(self._spec.repeats * size)
+        rows = [
+            self._pairs(rng)
+            if i % 2 and not first
+            else self._repeats(rng, int(rng.integers(4, self._spec.length // 2)))
+            for i in range(repeated)
+        ]
         kinds = [TURNS[i % len(TURNS)] for i in range(size - repeated)]
         return _scored([*rows, *(self._shots(rng, kind) for kind in kinds)])
 
     def probes(self) -> dict[str, Scored]:
-        """repeats: a block of a quarter of the length. KIND: the answers that could be known from before."""
+        """repeats: blocks of a quarter of the length. pairs, KIND: as trained."""
         count, length = self._spec.probe_sequences, self._spec.length
         rng = generator("in-context probe repeats")
         made = {"repeats": _scored([self._repeats(rng, length // 4) for _ in range(count)])}
+        rng = generator("in-context probe pairs")
+        made["pairs"] = _scored([self._pairs(rng) for _ in range(count)])
         for kind in world.KINDS:
             rng = generator(f"in-context probe {kind}")
             made[kind] = _scored([self._shots(rng, kind) for _ in range(count)])
         return made
 
     def _repeats(self, rng: np.random.Generator, block: int) -> tuple[list[int], list[bool]]:
-        """A start token and `block` words repeated; scored from the second of the second copy on."""
+        """A start token or none, and `block` words repeated; scored from the second of the second copy on."""
         words = DRAWN + rng.permutation(len(world.WORDS) - DRAWN)[:block]
-        columns = np.arange(self._spec.length - 1)
-        return [0, *words[columns % block].tolist()], [False, *(columns > block).tolist()]
+        start = int(rng.integers(2))
+        columns = np.arange(self._spec.length - start)
+        return [0] * start + words[columns % block].tolist(), [False] * start + (columns > block).tolist()
+
+    def _pairs(self, rng: np.random.Generator) -> tuple[list[int], list[bool]]:
+        """A start token or none, and pairs of words in random order; scored where a pair is not new."""
+        count, start = int(rng.integers(3, self._spec.length // 4)), int(rng.integers(2))
+        words = DRAWN + rng.permutation(len(world.WORDS) - DRAWN)[: 2 * count].reshape(count, 2)
+        drawn = rng.integers(count, size=(self._spec.length - start) // 2).tolist()
+        old = [pair in drawn[:place] for place, pair in enumerate(drawn)]
+        scored = [told for seen in old for told in (False, seen)]
+        return [0] * start + words[drawn].reshape(-1).tolist(), [False] * start + scored
 
     def _shots(self, rng: np.random.Generator, kind: str) -> tuple[list[int], list[bool]]:
         """As many documents of one task as fit; scored are the answers that can be known."""

@@ -113,19 +113,24 @@ class FactsTask(Task):
 class InContextTask(Task):
     """Repeated random words, and few-shot tasks whose labels are drawn anew for each sequence.
 
-    Of a batch the share `repeats` are words in random order, repeated behind a start token (predicted from
-    the second of the second copy on); the others are documents of one task with `;` between them, of five
-    kinds in turn (see `repro.data.icl_world`), of which the answers are predicted.
+    Of a batch the share `repeats` are random words, half of them behind a start token: by turns a block that
+    is repeated (predicted from the second of the second copy on), and pairs in random order (the second word
+    of pairs that were there before), of which only the word just before tells what follows. The others are
+    documents of one task with `;` between them, of five kinds in turn (see `repro.data.icl_world`), of which
+    the answers are predicted. In the first `repeats_first` steps all are repeated blocks: the rest is learned
+    faster by a model that has induction.
     """
 
     module: ClassVar[str] = "repro.data.in_context_task"
+    version: ClassVar[int] = 2
     probes: ClassVar[dict[str, bool]] = {
-        "repeats": False, "labels": False, "groups": False, "knowledge": False, "recall": False,
-        "completion": False,
+        "repeats": False, "pairs": False, "labels": False, "groups": False, "knowledge": False,
+        "recall": False, "completion": False,
     }  # fmt: skip
     kind: Literal["in_context"] = "in_context"
     length: Annotated[int, Field(ge=16)] = 64
     repeats: Annotated[float, Field(ge=0, le=1)] = 0.4
+    repeats_first: Natural = 400
     probe_sequences: Positive = 100
 
     @property

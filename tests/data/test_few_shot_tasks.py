@@ -84,17 +84,17 @@ def test_continuations_as_evaluated(folder: Path) -> None:
 def test_context_and_candidate_are_tokenised_separately() -> None:
     """A merge over the border of "Answer:" and " yes" must not be made."""
     encode = Encoder(letters(merges=[(":", "Ġ")]), False)
-    joint = encode("Answer: yes")
-    assert encode.context("Answer:") + encode(" yes") != joint and len(joint) == len("Answer: yes") - 1
+    joint, context, candidate = (encode.candidates([text])[0] for text in ("Answer: yes", "Answer:", " yes"))
+    assert context + candidate != joint and len(joint) == len("Answer: yes") - 1
 
 
 def test_start_tokens() -> None:
     with_bos = letters("</s>")
     start = with_bos.bos_token_id
-    assert start not in Encoder(with_bos, False).context("a")
-    assert Encoder(with_bos, True).context("a")[0] == start
-    assert Encoder(with_bos, True)("a")[0] != start, "candidates have none"
-    assert start not in Encoder(with_bos, None).context("a"), "this tokenizer does not add it of itself"
+    assert start not in Encoder(with_bos, False).contexts(["a"])[0]
+    assert Encoder(with_bos, True).contexts(["a"])[0][0] == start
+    assert Encoder(with_bos, True).candidates(["a"])[0][0] != start, "candidates have none"
+    assert start not in Encoder(with_bos, None).contexts(["a"])[0], "this tokenizer does not add it of itself"
     with pytest.raises(UserError, match="data.bos=false"):
         Encoder(letters(), True)
     with pytest.raises(UserError, match="data=token_choices"):
