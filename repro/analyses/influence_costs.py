@@ -109,10 +109,9 @@ def retrainings(count: int, share: float, shape: Any, data: Any, epochs: int = 3
     """So many trainings on a share of the blocks, and the losses of the queries after each."""
     (blocks, queries, length), said = sizes(data)
     seen = round(share * blocks)
-    train = Work(
-        f"{count} retrainings: {epochs} epochs of {seen:,} blocks", count * epochs * seen, length, backwards=1,
-        weight_gradients=True, unembedded=length, batch=8,
-    )  # fmt: skip
+    says = f"{count} retrainings: {epochs} epochs of {seen:,} blocks"
+    train = Work(says, count * epochs * seen, length, backwards=1, weight_gradients=True,
+                 unembedded=length, batch=8)  # fmt: skip
     measured = Work("their losses of the queries", count * queries, length, unembedded=length, batch=25)
     lines = (f"{count} retrainings, {epochs} epochs of {seen:,} blocks each{said}; or less",)
     return Cost((train, measured), lines=lines)

@@ -48,6 +48,9 @@ def documented(shift: float = 0.0) -> Result:
             np.tril(np.full((3, 3, 3), 0.5)) + shift,
             {"head": ["9.9", "9.6", "10.0"], "query_token": tokens, "key_token": tokens},
         ),
+        "shown": NamedArray(
+            np.array([0.5, -1.0, 0.0]) + shift / 1e3, {"position": ["0:Mary", "1: and", "2: John"]}
+        ),
         **banded(shift),
         "attention": NamedArray(points + shift, names),
         "writing": NamedArray(2 * points + shift, names),

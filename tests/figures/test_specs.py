@@ -9,7 +9,7 @@ from repro.figures.specs import BarSeries, Curves, Figure, Series
 
 
 def test_kinds():
-    assert sorted(Figure.kinds()) == ["bars", "curves", "graph", "heatmap", "scatter", "table"]
+    assert sorted(Figure.kinds()) == ["bars", "curves", "graph", "heatmap", "scatter", "table", "tokens"]
 
 
 @pytest.mark.parametrize("given", [["a", "b"], {"a": "a", "b": "b"}])
