@@ -39,7 +39,8 @@ def run(subject: Any, data: Any, record: Any, directory: Path | None, spec: FfnI
     layer], imp [layer] in points, and the same by shot_task_imp [shot, name, layer], shot_imp [shot, layer];
     ranking [rank]: layers, least important first. And what accuracy is made
     of (see `scored_metrics.question_arrays`). Scalars: questions, truncated; largest.TASK: the largest
-    absolute value; early.median, early.mean, late.mean: over tasks and the first 30 of 64 layers, or others.
+    absolute value; K_shot.early.median, K_shot.early.mean, K_shot.late.mean: of tasks with K demonstrations,
+    the largest median over tasks of the first 30 of 64 layers, the mean over these, and over the others.
     """
     return merge([run_part(subject, data, directory, spec, WHOLE)], spec)
 
@@ -73,10 +74,14 @@ def merge(parts: Sequence[Result], spec: FfnImportance) -> Result:
     )
     for label, its in zip(arrays["task_imp"].labels("task"), worth, strict=True):
         scalars[f"largest.{label}"] = float(np.abs(its).max())
-    if 0 < early < worth.shape[1]:
-        scalars["early.median"] = float(np.median(worth[:, :early]))
-        scalars["early.mean"] = float(worth[:, :early].mean())
-        scalars["late.mean"] = float(worth[:, early:].mean())
+    for label in spec.report:
+        scalars.setdefault(f"largest.{label}", float("nan"))
+    shots = arrays["shots"].values
+    for shot in sorted({int(one) for one in shots}):
+        its = worth[shots == shot]
+        scalars[f"{shot}_shot.early.median"] = float(np.median(its[:, :early], axis=0).max(initial=-np.inf))
+        scalars[f"{shot}_shot.early.mean"] = float(its[:, :early].mean())
+        scalars[f"{shot}_shot.late.mean"] = float(its[:, early:].mean())
     return result
 
 

@@ -37,7 +37,8 @@ def run(subject: Any, data: Any, record: Any, directory: Path | None, spec: Head
     its task, number of the task, input tokens N_i - 1, target tokens T_i, tokens lost on the left.
     task_score [task, layer, head]: sum of s_i over sum of inputs, in the last layer over sum of targets.
     score [layer, head]: mean over tasks, held-out ones left out; shot_score [shot, layer, head]: of tasks
-    with so many demonstrations. given, kept [task]: examples there were, and were not dropped.
+    with so many demonstrations, and shot_relative: over the largest of these. given, kept [task]: examples
+    there were, and were not dropped.
     Scalars: examples, truncated, dropped; top.middle_share and top.middle_share.K_shot: of the 10 % of heads
     with the highest scores, the share in the middle half of the layers.
     """
@@ -95,6 +96,10 @@ def merge(parts: Sequence[Result], spec: HeadImportance) -> Result:
     mean, distinct, by_shot = means(arrays, scores)
     arrays["score"] = NamedArray(mean, heads, "nats")
     arrays["shot_score"] = NamedArray(by_shot, {"shot": distinct, **heads}, "nats")
+    largest = by_shot.max((1, 2), keepdims=True)
+    arrays["shot_relative"] = NamedArray(
+        by_shot / np.where(largest > 0, largest, 1), {"shot": distinct, **heads}
+    )
     result.scalars.update(
         examples=float(arrays["kept"].values.sum()),
         dropped=float((arrays["given"].values - arrays["kept"].values).sum()),

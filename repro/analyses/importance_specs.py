@@ -123,7 +123,8 @@ class EvaluationSettings(Spec):
 class FfnImportance(EvaluationSettings, Analysis):
     """How many points of accuracy each FFN is worth: the model without it against the whole one.
 
-    held_out: tasks that do not count in the mean over tasks.
+    held_out: tasks that do not count in the mean over tasks. report: tasks whose scalars are there in any
+    case, NaN where the data does not have the task.
     """
 
     module: ClassVar[str] = "repro.analyses.ffn_importance"
@@ -131,6 +132,7 @@ class FfnImportance(EvaluationSettings, Analysis):
     splits_over: ClassVar[str | None] = "questions"
     kind: Literal["ffn_importance"] = "ffn_importance"
     held_out: list[str] = []
+    report: list[str] = []
 
     def fingerprint(self) -> dict[str, Any]:
         return self.model_dump(mode="json", exclude={"tokens", "chunk", "cells"})
@@ -153,7 +155,8 @@ class Pruning(EvaluationSettings, Analysis):
     it differs. head_scores, ffn_scores: file or folder of a run with the scores of every task; null: they
     are computed here. partners: task -> the tasks to be taken for `highest` and `lowest`. evaluate: tasks
     that are pruned (null: all; held_out: those that count in no mean); others serve for rankings. held_out:
-    further tasks that count in no mean. seed: of `random`. importance: how heads are ranked.
+    further tasks that count in no mean. report: tasks whose scalars are there in any case, NaN where the data
+    does not have the task. seed: of `random`. importance: how heads are ranked.
     """
 
     module: ClassVar[str] = "repro.analyses.pruning"
@@ -170,6 +173,7 @@ class Pruning(EvaluationSettings, Analysis):
     partners: dict[str, Annotated[list[str], Field(min_length=2, max_length=2)]] = {}
     evaluate: Literal["held_out"] | list[str] | None = None
     held_out: list[str] = []
+    report: list[str] = []
     seed: Natural = 0
     importance: HeadImportanceSettings = HeadImportanceSettings()
 

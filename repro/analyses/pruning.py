@@ -30,6 +30,8 @@ from repro.progress import progress
 from repro.results import NamedArray, Result, write_atomic
 from repro.shards import WHOLE, Part, join
 
+HARMLESS = 5.0  # points of accuracy that removal may cost up to its knee
+
 
 def run(subject: Any, data: Any, record: Any, directory: Path | None, spec: Pruning) -> Result:
     """Accuracy by percentage.
@@ -42,7 +44,8 @@ def run(subject: Any, data: Any, record: Any, directory: Path | None, spec: Prun
     nats; removed_heads, removed_ffns [cell]. head_score [ranking, task, layer, head], ffn_imp [ranking, task,
     layer]: what ranked the components.
     Scalars: accuracy.hP.fQ and drop.hP.fQ (in points) at P % of heads and Q % of FFNs in the mean; K_shot.…
-    and TASK.… the same of tasks with K demonstrations, and of single ones.
+    (with `both` also K_shot.knee.…, see `knees`) and TASK.… the same of tasks with K demonstrations, and of
+    single ones.
     """
     return merge([run_part(subject, data, directory, spec, WHOLE)], spec)
 
@@ -113,12 +116,34 @@ def merge(parts: Sequence[Result], spec: Pruning) -> Result:
     scalars["questions"] = float(arrays["questions"].values.sum())
     scalars["truncated"] = float(arrays["truncated"].values.sum())
     named = {"": mean, **{f"{shot}_shot.": its for shot, its in zip(distinct, by_shot, strict=True)}}
+    absent = np.full(by_task.shape[1:], np.nan)
+    named |= {f"{label}.": absent for label in spec.report}
     named |= {f"{label}.": its for label, its in zip(labels, by_task, strict=True)}
     for prefix, table in named.items():
         for place, ranking in enumerate(axes["ranking"]):  # type: ignore[arg-type]
             middle = "" if place == 0 else f"{_word(ranking)}."
             scalars.update(_scalars(f"{_word(prefix)}{middle}", table[place].reshape(-1), spec))
+    if spec.component == "both":
+        for shot, its in zip(distinct, by_shot, strict=True):
+            scalars.update({f"{shot}_shot.{name}": value for name, value in knees(its[0], spec).items()})
     return result
+
+
+def knees(accuracy: np.ndarray, spec: Pruning) -> dict[str, float]:
+    """How far removal goes at a loss of at most 5 points, of accuracies [head_percent, ffn_percent].
+
+    knee.heads, knee.ffns: the largest percentage alone. knee.moved: how many percent of components the joint
+    removal has to stay behind these, at least, in the component that gives way more.
+    """
+    harmless = 100 * (accuracy[0, 0] - accuracy) <= HARMLESS
+    heads, ffns = np.array(spec.head_percents), np.array(spec.ffn_percents)
+    alone = heads[harmless[:, 0]].max(), ffns[harmless[0]].max()
+    behind = np.maximum(alone[0] - heads[:, None], alone[1] - ffns[None])
+    return {
+        "knee.heads": float(alone[0]),
+        "knee.ffns": float(alone[1]),
+        "knee.moved": float(np.maximum(behind[harmless], 0).min()),
+    }
 
 
 def _scalars(prefix: str, found: np.ndarray, spec: Pruning) -> dict[str, float]:

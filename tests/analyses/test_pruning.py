@@ -193,6 +193,22 @@ def test_what_is_known_is_not_computed_again(
     assert seen == [4, 1, 1, 1]
 
 
+def test_knees_of_single_and_joint_removal() -> None:
+    spec = Pruning(component="both", head_percents=[0, 10, 20, 30], ffn_percents=[0, 10, 20])
+    table = np.array([[0.9, 0.9, 0.6], [0.9, 0.87, 0.5], [0.86, 0.8, 0.4], [0.7, 0.6, 0.3]])
+    # Alone 20 % of heads and 10 % of FFNs; together 10 % and 10 %, or 20 % and none.
+    assert pruning.knees(table, spec) == {"knee.heads": 20, "knee.ffns": 10, "knee.moved": 10}
+    assert pruning.knees(np.minimum(table[:, :1], table[:1]), spec)["knee.moved"] == 0
+
+
+def test_scalars_of_tasks_that_are_reported_are_there(model: LanguageModel) -> None:
+    spec = Pruning(head_percents=[0, 50], ranking=["random"], report=["one", "copa"])
+    scalars = pruning.run(model, texts(task("one", 1)), None, None, spec).scalars
+    assert np.isnan(scalars["copa.accuracy.h50.f0"]) and np.isnan(scalars["copa.drop.h0.f0"])
+    assert scalars["one.accuracy.h50.f0"] == scalars["0_shot.accuracy.h50.f0"] == scalars["accuracy.h50.f0"]
+    assert scalars["one.drop.h0.f0"] == 0
+
+
 @pytest.mark.parametrize(
     ("tables", "component", "says"),
     [
