@@ -16,6 +16,7 @@ from repro.analyses.influence.modules import Tracked
 # On a CPU, and on a GPU, which wants larger pieces:
 BLOCK, GPU_BLOCK = 128, 1536  # rows of a block of a symmetric sum
 CHUNK, GPU_CHUNK = 2**20, 2**28  # numbers of an intermediate product
+ROWS = 256  # positions in one of them
 GRADIENTS = 2**26  # numbers of query gradients made whole again at a time
 
 
@@ -163,18 +164,22 @@ class Preconditioned:
         return found.T.reshape(len(self), rows, length)
 
     def _by_token_whole(self, a: Tensor, g: Tensor, found: Tensor) -> None:
-        """The longer side is summed over by a matrix product, the shorter one afterwards."""
+        """The longer side is summed over by a matrix product, the shorter one afterwards.
+
+        So many queries at a time that what is between the two stays near the processor.
+        """
         assert self._weight is not None
         queries, outputs, features = self._weight.shape
-        if outputs >= features:
-            inner, outer, short = g, a, features
-            matrix = self._weight.transpose(0, 1).reshape(outputs, -1)
-        else:
-            inner, outer, short = a, g, outputs
-            matrix = self._weight.permute(2, 0, 1).reshape(features, -1)
-        for at in _pieces(len(a), queries * short, _chunk(a)):
-            product = (inner[at] @ matrix).unflatten(1, (queries, short))
-            torch.bmm(product, outer[at, :, None], out=found[at, :, None])
+        by_outputs = outputs >= features
+        inner, outer, short = (g, a, features) if by_outputs else (a, g, outputs)
+        rows = min(len(a), ROWS)
+        for some in _pieces(queries, rows * short, _chunk(a)):
+            weight = self._weight[some]
+            weight = weight.transpose(0, 1) if by_outputs else weight.permute(2, 0, 1)
+            matrix = weight.flatten(1)
+            for at in _pieces(len(a), 1, rows):
+                product = (inner[at] @ matrix).unflatten(1, (-1, short))
+                found[at, some] = torch.bmm(product, outer[at, :, None])[..., 0]
         if self._bias is not None:
             found.addmm_(g, self._bias.T)
 
