@@ -37,13 +37,31 @@ def sequences_of(model: LanguageModel, data: Any, kind: str) -> list[TokenSequen
 
 
 def result_of(scores: Sequence[np.ndarray], model: LanguageModel, lengths: Sequence[int]) -> Result:
-    """per_sequence [sequence, layer, head] and length [sequence]."""
+    """per_sequence [sequence, layer, head] and length [sequence]; the sizes of the model as scalars."""
     axes: dict[str, Any] = {"sequence": len(scores)}
     table: dict[str, Any] = {"layer": list(range(model.depth)), "head": list(range(model.heads))}
     per_sequence = NamedArray(np.stack(scores), {**axes, **table})
-    return Result({}, {
+    return Result(sizes_of(model), {
         "per_sequence": per_sequence, "length": NamedArray(np.asarray(lengths), axes, "token"),
     })  # fmt: skip
+
+
+def sizes_of(model: LanguageModel) -> dict[str, float]:
+    """Heads and FFNs, and the parameters of all attention and of all FFNs, norms left out, in billions."""
+    total = dict.fromkeys(("attention", "ffn"), 0)
+    for layer in model.layers:
+        norms = {id(norm): norm for norm in (layer.first_norm, layer.second_norm)}
+        attention = _parameters(layer.attention)
+        total["attention"] += attention
+        total["ffn"] += _parameters(layer.block) - attention - sum(map(_parameters, norms.values()))
+    return {
+        "heads": float(model.depth * model.heads), "ffns": float(model.depth),
+        **{f"{name}.billions": count / 1e9 for name, count in total.items()},
+    }  # fmt: skip
+
+
+def _parameters(module: Any) -> int:
+    return sum(weight.numel() for weight in module.parameters())
 
 
 def merged(parts: Sequence[Result]) -> Result:
@@ -52,7 +70,8 @@ def merged(parts: Sequence[Result]) -> Result:
     Scalars: max; largest.layer, largest.head; above_half.count: heads above half the largest score, and
     .share of all heads; later_half.above_half: share of those heads in the layers of the second half
     (31 and more of 64, from 1, is in it); later_third.top_tenth: share of the highest tenth of all heads
-    that is behind the first 40 of 64 layers; sequences.
+    that is behind the first 40 of 64 layers; sequences; heads, ffns, attention.billions, ffn.billions (see
+    `sizes_of`).
     """
     result = join(parts, "sequence")
     values = result.arrays["per_sequence"]

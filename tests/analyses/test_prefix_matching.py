@@ -14,7 +14,7 @@ from models.tiny_models import KINDS, tiny
 from repro.analyses import prefix_matching
 from repro.analyses.induction_specs import PrefixMatching, PrefixOptions
 from repro.analyses.prefix_matching import prefix_score
-from repro.analyses.sequence_scores import places
+from repro.analyses.sequence_scores import places, sizes_of
 from repro.data.token_sequences import Given, TokenSequence
 from repro.errors import UserError
 
@@ -123,6 +123,18 @@ def test_sequences_that_do_not_fit_are_refused() -> None:
             prefix_matching.run(model, given, None, None, PrefixMatching())
     with pytest.raises(UserError, match="data=induction_sequences"):
         prefix_matching.run(model, SimpleNamespace(), None, None, PrefixMatching())
+
+
+def test_sizes_of_the_model() -> None:
+    """OPT of width 24 and 40 hidden units: 4 (24 24 + 24) of attention, 2 24 40 + 24 + 40 of FFN a layer."""
+    found = sizes_of(tiny("opt"))
+    assert (found["heads"], found["ffns"]) == (12, 3)
+    assert found["attention.billions"] * 1e9 == pytest.approx(3 * 4 * (24 * 24 + 24))
+    assert found["ffn.billions"] * 1e9 == pytest.approx(3 * (2 * 24 * 40 + 24 + 40))
+    # The published OPT-66B, by the same formulas.
+    width, hidden = 9216, 36864
+    assert 64 * 4 * (width**2 + width) / 1e9 == pytest.approx(21.7, abs=0.1)
+    assert 64 * (2 * width * hidden + width + hidden) / 1e9 == pytest.approx(43.4, abs=0.1)
 
 
 def test_places_of_high_scores() -> None:
