@@ -58,7 +58,7 @@ def document(task: ToyTask, rng: np.random.Generator) -> dict[str, Any]:
 
     labels: an item, then the label that the task gives it. groups: an item, then the label of its category.
     knowledge: an item, then the name of its category. recall: two items with labels, then one of them again.
-    completion: three to six items, and all but the last of them again.
+    completion: three items, and the first two of them again.
     """
     if task.kind == "labels":
         place = int(rng.integers(len(task.inputs)))
@@ -75,7 +75,7 @@ def document(task: ToyTask, rng: np.random.Generator) -> dict[str, Any]:
         which = int(rng.integers(2))
         told = [items[0], labels[0], items[1], labels[1]]
         return _document([*told, IS, items[which]], labels, labels[which])
-    items = rng.choice(ITEMS, int(rng.integers(3, 7)), replace=False)
+    items = rng.choice(ITEMS, 3, replace=False)
     return _document([*items, *items[:-1]], items, items[-1])
 
 

@@ -28,12 +28,12 @@ class InContext:
     def batch(self, seed: int, step: int, size: int) -> Scored:
         """`size` sequences: the share `repeats` of repeated words, the others of the kinds in turn."""
         rng = generator("in-context train", seed, step)
-        first = step < self._spec.repeats_first
+        first, length = step < self._spec.repeats_first, self._spec.length
         repeated = size if first else round(self._spec.repeats * size)
         rows = [
             self._pairs(rng)
             if i % 2 and not first
-            else self._repeats(rng, int(rng.integers(4, self._spec.length // 2)))
+            else self._repeats(rng, int(rng.integers(length // 8, length // 2 + 1)), not first)
             for i in range(repeated)
         ]
         kinds = [TURNS[i % len(TURNS)] for i in range(size - repeated)]
@@ -51,10 +51,15 @@ class InContext:
             made[kind] = _scored([self._shots(rng, kind) for _ in range(count)])
         return made
 
-    def _repeats(self, rng: np.random.Generator, block: int) -> tuple[list[int], list[bool]]:
-        """A start token or none, and `block` words repeated; scored from the second of the second copy on."""
+    def _repeats(
+        self, rng: np.random.Generator, block: int, starts: bool = True
+    ) -> tuple[list[int], list[bool]]:
+        """`block` words repeated, with `starts` half the time behind a start token.
+
+        Scored from the second of the second copy on.
+        """
         words = DRAWN + rng.permutation(len(world.WORDS) - DRAWN)[:block]
-        start = int(rng.integers(2))
+        start = int(rng.integers(2)) if starts else 0
         columns = np.arange(self._spec.length - start)
         return [0] * start + words[columns % block].tolist(), [False] * start + (columns > block).tolist()
 

@@ -117,8 +117,8 @@ class InContextTask(Task):
     is repeated (predicted from the second of the second copy on), and pairs in random order (the second word
     of pairs that were there before), of which only the word just before tells what follows. The others are
     documents of one task with `;` between them, of five kinds in turn (see `repro.data.icl_world`), of which
-    the answers are predicted. In the first `repeats_first` steps all are repeated blocks: the rest is learned
-    faster by a model that has induction.
+    the answers are predicted. In the first `repeats_first` steps all are repeated blocks without start token:
+    the rest is learned faster by a model that has induction.
     """
 
     module: ClassVar[str] = "repro.data.in_context_task"
@@ -128,9 +128,9 @@ class InContextTask(Task):
         "recall": False, "completion": False,
     }  # fmt: skip
     kind: Literal["in_context"] = "in_context"
-    length: Annotated[int, Field(ge=16)] = 64
+    length: Annotated[int, Field(ge=16)] = 48
     repeats: Annotated[float, Field(ge=0, le=1)] = 0.4
-    repeats_first: Natural = 400
+    repeats_first: Natural = 500
     probe_sequences: Positive = 100
 
     @property

@@ -7,8 +7,9 @@ import itertools
 import numpy as np
 import pytest
 
+from repro.data import icl_world
 from repro.data.ioi_toy import WORLD, Toy
-from repro.data.lm_task_specs import FactsTask, IoiTask, RepeatsTask, Task
+from repro.data.lm_task_specs import FactsTask, InContextTask, IoiTask, RepeatsTask, Task
 from repro.data.lm_tasks import Scored, build, generator, padded
 from repro.errors import UserError
 
@@ -16,6 +17,7 @@ SPECS: list[Task] = [
     RepeatsTask(vocabulary=20, length=24, probe_sequences=30),
     IoiTask(probe_sentences=60),
     FactsTask(subjects=20, probe_sentences=60),
+    InContextTask(probe_sequences=20, repeats_first=0),
 ]
 
 
@@ -131,3 +133,59 @@ def test_padding_and_streams() -> None:
     assert padded([[1, 2, 3], [4]], 9).tolist() == [[1, 2, 3], [4, 9, 9]]
     drawn = {generator(stream, *place).integers(2**62) for stream in "ab" for place in ((0, 1), (1, 0), (1,))}
     assert len(drawn) == 6
+
+
+def test_answers_in_context_are_scored_where_they_can_be_known() -> None:
+    """Labels: the item stood before, with this label. Groups: one of its category. Pairs: the pair itself."""
+    task, words = build(InContextTask(probe_sequences=40)), icl_world.WORDS
+    probes = task.probes()
+    for kind, key in (("labels", lambda word: word), ("groups", icl_world.CATEGORY.get)):
+        for tokens, scored in zip(probes[kind].tokens.tolist(), probes[kind].scored.tolist(), strict=True):
+            said: dict[str, str] = {}
+            for place in range(0, len(tokens) - 2, 3):
+                item, label, sign = (words[i] for i in tokens[place : place + 3])
+                if (item, label) == (icl_world.START, icl_world.START):
+                    break  # padding
+                assert sign == icl_world.NEXT and not scored[place] and not scored[place + 2]
+                assert scored[place + 1] == (key(item) in said)
+                assert said.setdefault(key(item), label) == label, "one label for one item or category"
+    pairs = probes["pairs"]
+    for tokens, scored in zip(pairs.tokens.tolist(), pairs.scored.tolist(), strict=True):
+        start = int(tokens[0] == 0)
+        seen = dict[int, int]()
+        for place in range(start, len(tokens) - 1, 2):
+            first, second = tokens[place : place + 2]
+            if first == 0:
+                break
+            assert scored[place + 1] == (first in seen) and seen.setdefault(first, second) == second
+
+
+def test_first_a_model_of_tasks_in_context_sees_repeats_alone() -> None:
+    task = build(InContextTask(repeats_first=10))
+    early, late = task.batch(0, 9, 32), task.batch(0, 10, 32)
+    signs = [icl_world.WORDS.index(sign) for sign in (icl_world.IS, icl_world.NEXT)]
+    assert not np.isin(early.tokens, signs).any() and np.isin(late.tokens, signs).any()
+    assert not (early.tokens == 0).any()
+    for row, scored in zip(early.tokens, early.scored, strict=True):
+        period = next(n for n in range(1, 48) if (row[n:] == row[:-n]).all())
+        assert 6 <= period <= 24 and (scored == (np.arange(48) > period)).all()
+
+
+def test_tasks_of_the_small_world() -> None:
+    for name, task in icl_world.BY_NAME.items():
+        docs = icl_world.documents(name, "eval", 30, 0)
+        assert docs == icl_world.documents(name, "eval", 30, 0)
+        assert docs != icl_world.documents(name, "train", 30, 0) != icl_world.documents(name, "train", 30, 1)
+        for doc in docs:
+            words, right = doc["text"].split(), doc["choices"][doc["gold"]]
+            assert set(words) | set(doc["choices"]) <= set(icl_world.WORDS)
+            assert len(set(doc["choices"])) == len(doc["choices"]) >= 2
+            if task.kind == "knowledge":
+                assert words[0] in icl_world.CATEGORIES[right]
+            elif task.kind == "recall":
+                assert words[words.index(words[-1]) + 1] == right
+            elif task.kind == "completion":
+                assert words == [*words[:3], *words[:2]] and right == words[2]
+            else:
+                key = words[0] if task.kind == "labels" else icl_world.CATEGORY[words[0]]
+                assert right == dict(zip(task.inputs, task.labels, strict=True))[key]
