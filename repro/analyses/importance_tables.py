@@ -50,12 +50,14 @@ def tables(subject: Any, data: Any, directory: Path | None, spec: ComparedImport
     Raises `UserError` for files without it, and where no task was measured with all numbers of shots.
     """
     if spec.scores is not None:
-        found, source = saved(spec.scores), f"head importance from {Path(spec.scores).name}"
+        found, held = saved(spec.scores)
+        source = f"head importance from {Path(spec.scores).name}"
     else:
         settings = spec.importance.model_dump()
         asked = HeadImportance(**settings, held_out=spec.held_out)
         result = head_importance.run(subject, data, None, directory, asked)
-        found, source = _of_result(result), f"head importance computed here: {data.source}"
+        found, held = _of_result(result)
+        source = f"head importance computed here: {data.source}"
     shots: list[Any] = sorted({shot for _, shot in found})
     names = list(dict.fromkeys(name for name, _ in found))
     tasks: list[Any] = [name for name in names if all((name, shot) in found for shot in shots)]
@@ -65,11 +67,14 @@ def tables(subject: Any, data: Any, directory: Path | None, spec: ComparedImport
             f" there are {', '.join(names)}. Give data.shots and data.tasks to one run of head_importance"
         )
     stacked = np.stack([np.stack([found[name, shot] for name in tasks]) for shot in shots])
-    return Tables(shots, tasks, stacked, spec.held_out, source)
+    return Tables(shots, tasks, stacked, [*spec.held_out, *held], source)
 
 
-def saved(source: str) -> dict[tuple[str, int], np.ndarray]:
-    """Tables [layer, head] by task and shots, of a run's folder or a JSON file."""
+Found = dict[tuple[str, int], np.ndarray]
+
+
+def saved(source: str) -> tuple[Found, list[str]]:
+    """Tables [layer, head] by task and shots, of a run's folder or a JSON file, and the tasks held out."""
     path = Path(source).expanduser()
     if path.is_dir() or path.name == "arrays.npz":
         return _of_result(results.load(path if path.is_dir() else path.parent))
@@ -87,7 +92,7 @@ def saved(source: str) -> dict[tuple[str, int], np.ndarray]:
         or len({o.shape for o in found.values()}) > 1
     ):
         raise UserError(f"analysis.scores: {path}: expected tables [layer, head] of one shape, not empty")
-    return found
+    return found, []
 
 
 def score_of(source: str, key: str) -> np.ndarray:
@@ -99,16 +104,17 @@ def score_of(source: str, key: str) -> np.ndarray:
     return result.arrays["score"].values
 
 
-def _of_result(result: results.Result) -> dict[tuple[str, int], np.ndarray]:
+def _of_result(result: results.Result) -> tuple[Found, list[str]]:
     if "task_score" not in result.arrays:
         raise UserError(
             f"analysis.scores: this run has no task_score. It has: {', '.join(result.arrays)}. Give the"
             " folder of a run of head_importance"
         )
     array = result.arrays["task_score"]
-    return {
-        _named(str(label)): table for label, table in zip(array.labels("task"), array.values, strict=True)
-    }
+    labels = [_named(str(label)) for label in array.labels("task")]
+    counts = result.arrays["counts"].values if "counts" in result.arrays else np.ones(len(labels), dtype=bool)
+    held = {name for (name, _), does in zip(labels, counts, strict=True) if not does}
+    return dict(zip(labels, array.values, strict=True)), sorted(held)
 
 
 def _named(label: str) -> tuple[str, int]:

@@ -155,7 +155,7 @@ def texts() -> ScoredTexts:
         return Example(tuple(rng.randint(2, 60, 6).tolist()), tuple(rng.randint(2, 60, 2).tolist()))
 
     sets = [
-        TaskSet(name, shot, tuple(example() for _ in range(3)), ()) for shot in (0, 1) for name in ("a", "b")
+        TaskSet(name, shot, tuple(example() for _ in range(3)), (), held_out=name == "held") for shot in (0, 1) for name in ("a", "b", "held")
     ]
     return ScoredTexts(tuple(sets), "test", "", "test")
 
@@ -167,6 +167,7 @@ def test_computed_here_or_read_from_a_run_is_the_same(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     results.save(tmp_path / "run", saved)
     read = importance_overlap.run(None, None, None, None, ImportanceOverlap(scores=str(tmp_path / "run")))
+    assert here.scalars["tasks"] == 2, "what the data hold out counts in no mean"
     assert here.scalars == read.scalars and here.arrays.keys() == read.arrays.keys()
     for name, array in here.arrays.items():
         np.testing.assert_array_equal(array.values, read.arrays[name].values)

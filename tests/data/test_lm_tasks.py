@@ -139,7 +139,7 @@ def test_answers_in_context_are_scored_where_they_can_be_known() -> None:
     """Labels: the item stood before, with this label. Groups: one of its category. Pairs: the pair itself."""
     task, words = build(InContextTask(probe_sequences=40)), icl_world.WORDS
     probes = task.probes()
-    for kind, key in (("labels", lambda word: word), ("groups", icl_world.CATEGORY.get)):
+    for kind, key in (("labels", lambda word: word), ("groups", icl_world.CATEGORY.__getitem__)):
         for tokens, scored in zip(probes[kind].tokens.tolist(), probes[kind].scored.tolist(), strict=True):
             said: dict[str, str] = {}
             for place in range(0, len(tokens) - 2, 3):
