@@ -155,7 +155,9 @@ def texts() -> ScoredTexts:
         return Example(tuple(rng.randint(2, 60, 6).tolist()), tuple(rng.randint(2, 60, 2).tolist()))
 
     sets = [
-        TaskSet(name, shot, tuple(example() for _ in range(3)), (), held_out=name == "held") for shot in (0, 1) for name in ("a", "b", "held")
+        TaskSet(name, shot, tuple(example() for _ in range(3)), (), held_out=name == "held")
+        for shot in (0, 1)
+        for name in ("a", "b", "held")
     ]
     return ScoredTexts(tuple(sets), "test", "", "test")
 
