@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,13 @@ AT_ONCE = 1000  # rows that the tokenizer gets at a time, which changes nothing
 
 def load(spec: Corpus) -> Texts:
     """The texts of a spec. Raises `UserError` where files are missing, empty or no text."""
+    return _loaded(type(spec), spec.model_dump_json())
+
+
+@lru_cache(maxsize=1)
+def _loaded(kind: type[Corpus], plain: str) -> Texts:
+    """The last texts are kept: a run asks for them to pretrain, to tune, and to look at."""
+    spec = kind.model_validate_json(plain)
     return Texts(spec, read(spec))
 
 

@@ -11,6 +11,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -63,9 +64,9 @@ class Origin:
     device: str = "cpu"
     workers: int = 0
 
-    @property
+    @cached_property
     def folder(self) -> Path:
-        """Where the tuned model lies."""
+        """Where the tuned model lies; asked once, since it takes checksums of files of data and start."""
         return _place(self.store, self.spec.training_fingerprint())
 
     def ensure(self) -> Path:
