@@ -1,6 +1,6 @@
 """Pruning on an OPT-125M-shaped model: one sweep for many masks against one pass a mask and choice.
 
-    OMP_NUM_THREADS=1 python benchmarks/pruning.py [--questions 12] [--sample 6]            (one thread)
+    OMP_NUM_THREADS=1 python benchmarks/pruning.py [--questions 6] [--sample 3]             (one thread)
 
 Random weights; questions with contexts of 20 to 80 tokens and four choices of 2 to 16 (the tasks at 0 shots
 have 14 to 339 tokens). The sweep does the whole model, every FFN alone and ten levels of pruned heads (0 to
@@ -108,8 +108,8 @@ def seconds(call: Callable[[], Any]) -> tuple[float, Any]:
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description="pruning: one sweep against a pass a mask and choice")
-    parser.add_argument("--questions", type=int, default=12)
-    parser.add_argument("--sample", type=int, default=6, help="masks that plain passes are measured on")
+    parser.add_argument("--questions", type=int, default=6)
+    parser.add_argument("--sample", type=int, default=3, help="masks that plain passes are measured on")
     options = parser.parse_args()
     torch.set_num_threads(1)
     model, questions = model_and_questions(options.questions)
