@@ -20,7 +20,11 @@ from repro.models.specs import Organism
 from repro.training import lm_evaluation, lm_store
 
 CONF = Path(lm_store.__file__).parents[2] / "conf" / "model"
-NAMES = sorted(path.stem for path in CONF.glob("*_organism.yaml"))
+NAMES = sorted(
+    path.stem
+    for path in CONF.glob("*_organism.yaml")
+    if yaml.safe_load(path.read_text())["kind"] == "organism"  # others are trained on texts
+)
 
 
 def spec(name: str, **values: Any) -> Organism:
