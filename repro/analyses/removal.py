@@ -45,9 +45,11 @@ def run_part(subject: Any, data: Any, directory: Path | None, spec: Removal, par
     if most >= count:
         raise UserError(f"analysis.removed: at most {count - 1} of {count} training blocks; got {most}")
     order = np.stack([*_ranked(model, blocks, spec, directory), _random(count, spec)])
+    curves: dict[str, Any] = {"curve": spec.curves, "train": count}
+    numbers: dict[str, Any] = {"removed": steps}
     arrays = {
-        "order": NamedArray(order, {"curve": spec.curves, "train": count}),
-        "steps": NamedArray(np.array(steps), {"removed": steps}, "blocks"),
+        "order": NamedArray(order, curves),
+        "steps": NamedArray(np.array(steps), numbers, "blocks"),
         "losses": retrained_losses(model, blocks, retrainings(order, steps, spec.repeats), part),
     }
     return Result({"predicted": float(blocks.query.length - 1)}, arrays, {"blocks": blocks.source})

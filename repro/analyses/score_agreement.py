@@ -45,7 +45,8 @@ def merge(parts: Sequence[Result], spec: ScoreAgreement) -> Result:
     variants: dict[str, Any] = {"variant": names}
     result.arrays["agreement"] = NamedArray(found, {**variants, "query": values.shape[1]})
     result.arrays["agreement_mean"] = NamedArray(found.mean(-1), variants)
-    result.arrays["between"] = NamedArray(between, {**variants, "other": names})
+    pairs: dict[str, Any] = {**variants, "other": names}
+    result.arrays["between"] = NamedArray(between, pairs)
     for name, value in zip(names, found.mean(-1), strict=True):
         result.scalars[f"agreement.{name}"] = float(value)
     return result

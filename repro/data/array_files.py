@@ -35,9 +35,10 @@ def read(path: str, key: str) -> np.ndarray:
 
 def _safely(file: Path) -> np.ndarray:
     import torch
+    from numpy._core import multiarray  # where NumPy's own pickles say that arrays come from
 
     allowed = [
-        np.ndarray, np.dtype, np._core.multiarray._reconstruct, np._core.multiarray.scalar,
+        np.ndarray, np.dtype, multiarray._reconstruct, multiarray.scalar,
         *(type(np.dtype(kind)) for kind in ("int8", "uint8", "bool", "int64", "float32", "float64")),
     ]  # fmt: skip
     with torch.serialization.safe_globals(allowed):  # type: ignore[arg-type]
