@@ -190,7 +190,7 @@ def _drawn(
 
 def joined(shown: Sequence[Prompt], query: str, separator: str) -> str:
     """Demonstrations, each with its answer, and the query."""
-    return separator.join([*(f"{one.shown}{one.target}" for one in shown), query])
+    return separator.join([*(f"{one.shown}{one.answer}" for one in shown), query])
 
 
 def load(spec: FewShotTasks) -> FewShotData:

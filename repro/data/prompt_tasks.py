@@ -7,7 +7,7 @@ Brown et al. 2020). A document is a mapping with the fields of its Hugging Face 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from repro.data.prompt_text import (
@@ -28,9 +28,9 @@ class Prompt:
     """One document as text.
 
     contexts: one for all choices, or one for each (winogrande). choices: with their leading space, in the
-    order in which ties go to the first. right: numbers of the right ones. shown, target: what a demonstration
+    order in which ties go to the first. right: numbers of the right ones. shown, answer: what a demonstration
     is made of. continuation: what heads are ranked on, which for six tasks has no leading space. group: of
-    questions that are right together.
+    questions that are right together. bare_answer: whether demonstrations have no space either.
     """
 
     contexts: tuple[str, ...]
@@ -38,6 +38,7 @@ class Prompt:
     right: tuple[int, ...]
     continuation: str
     group: tuple[int, int] | None = None
+    bare_answer: bool = False
 
     @property
     def shown(self) -> str:
@@ -46,8 +47,13 @@ class Prompt:
 
     @property
     def target(self) -> str:
-        """The first right choice, as demonstrations and questions have it."""
+        """The first right choice, as questions have it."""
         return self.choices[self.right[0]]
+
+    @property
+    def answer(self) -> str:
+        """The first right choice, as demonstrations have it."""
+        return self.continuation if self.bare_answer else self.target
 
 
 @dataclass(frozen=True)
@@ -116,8 +122,10 @@ def _openbookqa(doc: Doc) -> Prompt:
 
 
 def _mathqa(doc: Doc) -> Prompt:
+    """Its released target has no space, in demonstrations either, unlike that of the other five."""
     choices = listed_options(doc["options"])
-    return _listed(f"Question: {doc['Problem']}\nAnswer:", choices, "abcde".index(doc["correct"]))
+    made = _listed(f"Question: {doc['Problem']}\nAnswer:", choices, "abcde".index(doc["correct"]))
+    return replace(made, bare_answer=True)
 
 
 def _winogrande(doc: Doc) -> Prompt:

@@ -102,6 +102,13 @@ def test_demonstrations_are_joined_by_a_blank_line_with_their_answers() -> None:
     assert joined([prompt("winogrande", 1)], "NEXT", "\n\n") == (
         "The cup did not fit into the bag because the bag was too small .\n\nNEXT"
     )
+    # MathQA's target in the released code has no space; that of the other listed tasks has one where shown.
+    assert joined([prompt("mathqa", 0)], "NEXT", "\n\n") == (
+        "Question: what is 0 plus 0 ?\nAnswer:120\n\nNEXT"
+    )
+    assert joined([prompt("piqa", 0)], "NEXT", "\n\n") == (
+        "Question: How to open box 0\nAnswer: push 0\n\nNEXT"
+    )
     assert joined([], "only", "\n\n") == "only"
 
 
