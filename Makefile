@@ -10,6 +10,7 @@ PY := $(VENV)/bin/python
 STAMP := $(VENV)/.repro-installed
 RUNS ?= runs
 BOX ?= .slurm
+LM_EVAL ?= $(VENV)/lm-eval
 # One process a core; a file stays in one process, so what it compiles is compiled once.
 PARALLEL ?= -n auto --dist loadfile
 PAPERS := $(filter-out TEMPLATE,$(notdir $(patsubst %/,%,$(wildcard papers/*/))))
@@ -17,7 +18,7 @@ CHOICES := $(if $(MODEL),model=$(MODEL)) $(if $(DATA),data=$(DATA)) $(if $(HARDW
            $(if $(TRACKING),tracking=$(TRACKING)) runs_dir=$(RUNS) $(ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce papers report publish test test-slow test-slurm slurm-up slurm-down check format smoke bench clean $(PAPERS)
+.PHONY: help setup reproduce papers report publish test test-slow test-slurm test-lm-eval slurm-up slurm-down check format smoke bench clean $(PAPERS)
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | awk -F'\t' '{printf "  %-12s %s\n", $$1, $$2}'
@@ -66,6 +67,17 @@ test-slow: $(STAMP) ## the slow tests
 
 test-slurm: $(STAMP) ## the tests on a real SLURM (Debian: apt-get install slurm-wlm)
 	$(PY) tests/slurm/box.py inside $(PY) -m pytest -m slurm -rs --durations=10 tests/slurm $(ARGS)
+
+# lm-eval lies in an environment of its own on top of $(VENV), so that its dependencies change no other test.
+test-lm-eval: $(STAMP) ## the tests against lm-evaluation-harness, installed for them
+	@test -x $(LM_EVAL)/bin/python || $(PY) -m venv $(LM_EVAL)
+	@$(PY) -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
+	    > "$$($(LM_EVAL)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/below.pth"
+	@wanted=$$($(PY) -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"] \
+	    ["optional-dependencies"]["lm-eval"])') && \
+	if timeout 300 $(LM_EVAL)/bin/python -m pip install --quiet --disable-pip-version-check $$wanted; then \
+	    $(LM_EVAL)/bin/python -m pytest -rs tests/data/test_lm_eval_tasks.py $(ARGS); \
+	else echo "lm-eval cannot be installed: its tests will skip" >&2; fi
 
 slurm-up: ## a throw-away SLURM on this machine, for trying things out
 	@$(PYTHON) tests/slurm/box.py up $(BOX)

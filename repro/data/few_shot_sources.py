@@ -72,11 +72,12 @@ def _from_folder(spec: FewShotTasks, task: PromptTask) -> TaskDocuments:
             f" demonstrations are drawn. Write the {task.train} split of {_called(task)} there, or give"
             " data.shots=[0]"
         )
-    train = _lines(files["train"]) if "train" in files and task.train is not None else None
-    return TaskDocuments(task, train, _lines(files["eval"]))
+    train = lines(files["train"]) if "train" in files and task.train is not None else None
+    return TaskDocuments(task, train, lines(files["eval"]))
 
 
-def _lines(path: Path) -> Split:
+def lines(path: Path) -> Split:
+    """Documents of a JSONL file. Raises `UserError` naming the line that is none."""
     found = []
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
         if not line.strip():

@@ -68,22 +68,8 @@ class FewShotData:
 
     def _set(self, task: TaskDocuments, shot: int, encode: Encoder) -> TaskSet:
         shown, asked = list(examples_of(task, shot, self.spec)), list(questions_of(task, shot, self.spec))
-        ranked = zip(
-            encode.contexts([one.context for one in shown]),
-            encode.candidates([one.continuation for one in shown]),
-            strict=True,
-        )
-        examples = [Example(context, continuation) for context, continuation in ranked]
-        contexts = iter(encode.contexts([text for one in asked for text in one.contexts]))
-        choices = iter(encode.candidates([text for one in asked for text in one.prompt.choices]))
-        questions, groups = [], dict[tuple[int, int], int]()
-        for one in asked:
-            group = groups.setdefault(one.prompt.group, len(groups)) if one.prompt.group else 0
-            before = tuple(islice(contexts, len(one.contexts)))
-            offered = tuple(islice(choices, len(one.prompt.choices)))
-            questions.append(Question(before, offered, one.prompt.right, group))
         return TaskSet(
-            task.task.name, shot, tuple(examples), tuple(questions), task.task.metric,
+            task.task.name, shot, *encoded(shown, asked, encode), task.task.metric,
             importance_of_evaluation=task.task.train is None, held_out=task.task.name in HELD_OUT,
         )  # fmt: skip
 
@@ -134,6 +120,27 @@ class Encoder:
         if start is None:
             raise UserError("data.bos: this model's tokenizer has no start token. Give data.bos=false")
         return (start,)
+
+
+def encoded(
+    shown: Sequence[TextExample], asked: Sequence[TextQuestion], encode: Encoder
+) -> tuple[tuple[Example, ...], tuple[Question, ...]]:
+    """Examples and questions as token ids; groups are numbered in their order."""
+    ranked = zip(
+        encode.contexts([one.context for one in shown]),
+        encode.candidates([one.continuation for one in shown]),
+        strict=True,
+    )
+    examples = tuple(Example(context, continuation) for context, continuation in ranked)
+    contexts = iter(encode.contexts([text for one in asked for text in one.contexts]))
+    choices = iter(encode.candidates([text for one in asked for text in one.prompt.choices]))
+    questions, groups = [], dict[tuple[int, int], int]()
+    for one in asked:
+        group = groups.setdefault(one.prompt.group, len(groups)) if one.prompt.group else 0
+        before = tuple(islice(contexts, len(one.contexts)))
+        offered = tuple(islice(choices, len(one.prompt.choices)))
+        questions.append(Question(before, offered, one.prompt.right, group))
+    return examples, tuple(questions)
 
 
 def examples_of(task: TaskDocuments, shot: int, spec: FewShotTasks) -> Iterator[TextExample]:

@@ -21,6 +21,7 @@ from repro.data.fact_specs import Known1000 as Known1000
 from repro.data.fact_specs import PromptsFile as PromptsFile
 from repro.data.few_shot_specs import FewShotTasks as FewShotTasks
 from repro.data.few_shot_specs import FewShotToy as FewShotToy
+from repro.data.lm_eval_specs import LmEvalTasks as LmEvalTasks
 from repro.data.scored_specs import TokenChoices as TokenChoices
 from repro.data.scored_specs import TokenExamples as TokenExamples
 from repro.data.sequence_specs import Evaluator as Evaluator

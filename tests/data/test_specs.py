@@ -31,6 +31,8 @@ def test_every_config_file_is_a_valid_choice(file):
         mapping = {**yaml.safe_load((CONF / f"{name}.yaml").read_text()), **mapping}
     if mapping.get("path", "") is None and mapping["kind"] not in WITHOUT_PATH:
         mapping["path"] = "given.h5"
+    if mapping["kind"] == "lm_eval_tasks":
+        mapping["tasks"] = ["given"]
     assert Data.choose(mapping, "data").kind == mapping["kind"]
 
 
