@@ -17,7 +17,7 @@ from repro.interventions.lm_edits import At, Replace
 from repro.interventions.lm_run import run
 from tests.analyses import circuit_cases as cases
 from tests.analyses.lm_cases import measure, padded_left, pairs
-from tests.models.tiny_models import tiny
+from tests.models.tiny_models import exact, tiny
 
 NO_GREEDY = Greedy(runs=0)
 CLASSES = {
@@ -82,8 +82,8 @@ def by_definition(model, data, circuit, gone):
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "gptj", "llama"])
-def test_equals_replacing_node_by_node(kind):
-    model, data = tiny(kind, dtype=torch.float64), pairs()
+def test_equals_replacing_node_by_node(kind, monkeypatch):
+    model, data = exact(kind, monkeypatch), pairs()
     found = measure(model, data, RANDOM.model_copy(update={"random_sets": 0, "greedy": NO_GREEDY}))
     for name in ("none", "late", "early"):
         for side, circuit in (("circuit", True), ("model", False)):

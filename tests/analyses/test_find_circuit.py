@@ -15,7 +15,7 @@ from repro.interventions.path_patching_definition import Definition
 from repro.interventions.path_patching_nodes import Sender
 from tests.analyses import circuit_cases as cases
 from tests.analyses.lm_cases import measure, pairs
-from tests.models.tiny_models import tiny
+from tests.models.tiny_models import exact, tiny
 
 FIND = FindCircuit(attention_keys=["S2"])
 LOOSE = Search(
@@ -71,8 +71,8 @@ def test_nothing_is_found_in_a_model_without_such_heads():
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "gptj", "llama"])
-def test_steps_are_path_patching_into_the_class_before(kind):
-    model, data = tiny(kind, dtype=torch.float64), pairs()
+def test_steps_are_path_patching_into_the_class_before(kind, monkeypatch):
+    model, data = exact(kind, monkeypatch), pairs()
     found = search(model, data, data, FindCircuit(search=LOOSE))
     for step, before, letter, at in (
         ("inhibition", "movers", "q", "END"),

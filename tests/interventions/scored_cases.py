@@ -3,35 +3,9 @@
 from __future__ import annotations
 
 import random
-import sys
-from typing import Any
-
-import pytest
-import torch
 
 from repro.data.scored_texts import Question
 from repro.interventions.masks import Mask
-from repro.models.language_model import LanguageModel
-from tests.models.tiny_models import EAGER_ONLY, tiny
-
-
-class _Double:
-    """PyTorch, in which what says float32 means float64."""
-
-    float32 = torch.float64
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(torch, name)
-
-
-def exact(kind: str, monkeypatch: pytest.MonkeyPatch) -> LanguageModel:
-    """A model that computes in float64 throughout: GPT-Neo and GPT-J cast queries and keys to float32."""
-    if kind not in EAGER_ONLY:
-        return tiny(kind, "sdpa", torch.float64)
-    model = tiny(kind, "eager", torch.float64)
-    monkeypatch.setattr(sys.modules[type(model.layers[0].attention).__module__], "torch", _Double())
-    monkeypatch.setattr(type(model.layers[0]), "upcasts_scores", False)
-    return model
 
 
 def questions(seed: int = 0, count: int = 6) -> list[Question]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from models.tiny_models import EAGER_ONLY, KINDS, tiny
+from models.tiny_models import EAGER_ONLY, KINDS, exact, tiny
 from torch import Tensor
 
 from repro.data.token_batch import Side, TokenBatch
@@ -49,13 +49,13 @@ def fast(model: LanguageModel, batch: TokenBatch, sets: Tensor, left: NothingLef
 
 @pytest.mark.parametrize("side", ["right", "left"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_cell_is_its_whole_pass(kind: str, side: Side) -> None:
+def test_every_cell_is_its_whole_pass(kind: str, side: Side, monkeypatch: pytest.MonkeyPatch) -> None:
     batch = batch_of(side)
     sets = sets_of(batch)
     left: NothingLeft = "uniform" if side == "right" else "zero"
-    close = 1e-6 if kind in EAGER_ONLY else 1e-9
-    for dtype, tolerance in ((torch.float64, close), (torch.float32, 1e-5)):
-        model = model_of(kind, dtype)
+    ways = ((lambda: model_of(kind), 1e-5), (lambda: exact(kind, monkeypatch, "sdpa"), 1e-9))
+    for made, tolerance in ways:
+        model = made()
         expected = knockout_by_definition(model, batch, sets, WINDOWS, ANSWER, left)
         found = fast(model, batch, sets, left)
         assert found.dtype == torch.float64

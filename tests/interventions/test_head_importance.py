@@ -12,8 +12,7 @@ from repro.data.scored_texts import Example
 from repro.errors import UserError
 from repro.interventions.head_importance import Fitted, How, importance
 from repro.models.language_model import LanguageModel
-from tests.interventions.scored_cases import exact
-from tests.models.tiny_models import KINDS, tiny
+from tests.models.tiny_models import KINDS, exact, tiny
 
 
 def examples(count: int = 5, seed: int = 0, longest: int = 12) -> list[Example]:
@@ -62,7 +61,7 @@ def by_hand(model: LanguageModel, example: Example, loss: str = "continuation") 
 def test_every_family_gives_what_autograd_gives(
     kind: str, recompute: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model = exact(kind, monkeypatch)
+    model = exact(kind, monkeypatch, "sdpa")
     some = examples()
     expected = torch.stack([by_hand(model, one).abs().sum(1) for one in some])
     found = importance(model, [Fitted.of(one, 32) for one in some], How(recompute=recompute))

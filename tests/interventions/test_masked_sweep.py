@@ -14,8 +14,8 @@ from repro.interventions.masked_definition import log_likelihood
 from repro.interventions.masked_rows import Row, batches, pack, stack
 from repro.interventions.masks import Mask, count, prune, rank_ffns, rank_heads
 from repro.models.language_model import LanguageModel
-from tests.interventions.scored_cases import exact, questions, some_masks
-from tests.models.tiny_models import KINDS, tiny
+from tests.interventions.scored_cases import questions, some_masks
+from tests.models.tiny_models import KINDS, exact, tiny
 
 
 def summed(
@@ -36,7 +36,7 @@ def summed(
 def test_a_sweep_is_one_whole_pass_for_each_mask_and_choice(
     kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model = exact(kind, monkeypatch)
+    model = exact(kind, monkeypatch, "sdpa")
     masks = some_masks(ffns=kind != "opt_post_norm")
     asked = questions()
     for some in batches([row for n, one in enumerate(asked) for row in pack(n, one, 32)], 120):
@@ -49,7 +49,7 @@ def test_a_sweep_is_one_whole_pass_for_each_mask_and_choice(
 
 @pytest.mark.parametrize("kind", ["opt", "llama"])
 def test_parts_of_a_sweep_and_the_vocabulary_cut(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    model, asked, masks = exact(kind, monkeypatch), questions(1), some_masks()
+    model, asked, masks = exact(kind, monkeypatch, "sdpa"), questions(1), some_masks()
     rows = [row for n, one in enumerate(asked[:3]) for row in pack(n, one, 32)]
     whole, _ = summed(model, rows, masks)
     monkeypatch.setattr(masked_sweep, "PASS_TOKENS", 7)

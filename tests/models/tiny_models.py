@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
+import pytest
 import torch
 import transformers
 
@@ -53,3 +55,24 @@ def tiny(
             if "Norm" in type(module).__name__ and getattr(module, "weight", None) is not None:
                 module.weight.add_(1.0)
     return wrap(hf.to(dtype))
+
+
+class _Double:
+    """PyTorch, in which what says float32 means float64."""
+
+    float32 = torch.float64
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(torch, name)
+
+
+def exact(kind: str, monkeypatch: pytest.MonkeyPatch, attention: str = "eager") -> LanguageModel:
+    """A model that computes in float64 throughout: GPT-Neo and GPT-J cast queries and keys to float32.
+
+    Two ways to the same number otherwise differ by the rounding of float32, and by how it falls on this CPU.
+    """
+    model = tiny(kind, "eager" if kind in EAGER_ONLY else attention, torch.float64)
+    if kind in EAGER_ONLY:
+        monkeypatch.setattr(sys.modules[type(model.layers[0].attention).__module__], "torch", _Double())
+        monkeypatch.setattr(type(model.layers[0]), "upcasts_scores", False)
+    return model
