@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from repro import preflight, provenance, slurm, tasks
+from repro import preflight, provenance, slurm, stopping, tasks
 from repro.config import ROOT
 from repro.errors import UserError
 from repro.hardware import Hardware
@@ -27,6 +27,12 @@ from repro.workers import LOG, environment, mark_failed, python_path
 
 # sbatch itself tries again for minutes when the queue is full.
 SBATCH_SECONDS = int(os.environ.get("REPRO_SBATCH_SECONDS") or 60)
+# The warning may come a minute early, and would end a Python that is still starting. Held back, it waits
+# until `stopping.listen` takes it; what a process holds back stays held when it becomes another program.
+_HOLD = (
+    f"import os, signal, sys; signal.pthread_sigmask(signal.SIG_BLOCK, [signal.{stopping.WARNING.name}]); "
+    "os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
+)
 _ARRAY_LIMIT = 1000  # below SLURM's default MaxArraySize of 1001
 
 
@@ -201,7 +207,8 @@ def _activation(name: str | None) -> list[str]:
 
 
 def _python(hardware: Hardware) -> str:
-    return "python" if hardware.activate else shlex.quote(sys.executable)
+    """The shell words that start Python in a job: it begins by holding back the warning."""
+    return f"{'python' if hardware.activate else shlex.quote(sys.executable)} -IS -c {shlex.quote(_HOLD)}"
 
 
 def _submit(part: Sequence[Task], after: str | None, code: Mapping[str, Any]) -> list[Job]:

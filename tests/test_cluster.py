@@ -2,10 +2,13 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
+import signal
 import socket
 import stat
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -435,4 +438,33 @@ def test_the_environment_of_the_site_runs_the_job(project: Path, tmp_path: Path,
     text = text_of(project, "hardware=slurm_cpu", f"hardware.activate={name}")
     expected = f"source {name}/bin/activate" if kind == "venv" else "conda activate science"
     assert expected in text
-    assert [line for line in text if "submitit.core._submit" in line and " python -u -m" in line]
+    assert [line for line in text if "submitit.core._submit" in line and " python -IS -c" in line]
+
+
+def test_the_warning_waits_until_the_job_listens(project: Path, tmp_path: Path) -> None:
+    """It is sent to the job's Python, started as the job script does, before anything is there to take it."""
+    [line] = [line for line in text_of(project, "hardware=slurm_cpu") if "submitit.core._submit" in line]
+    python = line[line.index(sys.executable) : line.index(" -m submitit")]
+    started, told = tmp_path / "started", tmp_path / "told"
+    code = f"""
+import pathlib, time
+from repro import stopping
+pathlib.Path({str(started)!r}).touch()
+while not pathlib.Path({str(told)!r}).exists(): time.sleep(0.01)
+stopping.listen()
+while stopping.asked() is None: time.sleep(0.01)
+print(stopping.asked())
+"""
+    job = subprocess.Popen(
+        ["bash", "-c", f"exec {python} -c {shlex.quote(code)}"],
+        env={**os.environ, "PYTHONPATH": workers.python_path()},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    while not started.exists():
+        assert job.poll() is None
+        time.sleep(0.01)
+    job.send_signal(signal.SIGUSR2)
+    told.touch()
+    assert job.communicate(timeout=60)[0] == "stop\n"
+    assert job.returncode == 0

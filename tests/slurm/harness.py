@@ -143,7 +143,7 @@ class Cluster:
 class Undisturbed:
     """The yardstick of all runs of `SHORT` that are stopped on their way: one that nothing stops.
 
-    limited: the same with a time limit of a minute, in a directory of its own, after its warning has come.
+    limited: the same with a time limit of two minutes, in a directory of its own, after its warning has come.
     """
 
     cluster: Cluster
@@ -158,19 +158,30 @@ class Undisturbed:
 
 
 def frozen_until_its_warning(cluster: Cluster) -> tuple[Cluster, RunDirectory]:
-    """Submit a run with a time limit of a minute, and stop its clock until that is nearly over.
+    """Submit a run with a time limit of two minutes, and stop its clock until it is warned of it.
 
-    SLURM looks at limits about every 30 s, so its warning, due 40 s before the end, comes within 50 s,
-    and a job that starts on a busy machine has 20 s until it can answer one.
+    SLURM may warn a minute early: 20 to 80 s after a start, if it is asked to 40 s before the end, so that
+    every start gets further, on a busy machine, too. One so busy that the warning comes before the first
+    state is saved needs no frozen clock.
     """
-    limits = ["hardware.timeout_min=1", "hardware.signal_delay_s=40", "hardware.max_requeues=20"]
+    limits = ["hardware.timeout_min=2", "hardware.signal_delay_s=40", "hardware.max_requeues=20"]
     [run] = cluster.submit(*SHORT, "hardware=slurm_cpu", *limits)
     job = cluster.job_id(run.path)
-    cluster.until(lambda: state_file(run) and cluster.state(run) == "RUNNING", "a saved state")
+
+    def has_restarted() -> bool:
+        return cluster.box.job(job)["Restarts"] != "0"
+
+    def has_saved() -> bool:
+        return state_file(run) is not None and cluster.state(run) == "RUNNING"
+
+    cluster.until(lambda: has_restarted() or has_saved(), "a saved state")
+    if has_restarted():
+        return cluster, run
     cluster.box.ask("scancel", "--signal=STOP", job)
-    minutes, seconds = cluster.box.job(job)["RunTime"].split(":")[-2:]
-    time.sleep(max(0, 50 - 60 * int(minutes) - int(seconds)))
-    with suppress(BoxError):  # the warning itself wakes it; a job that is back in the queue takes no signal
+    end = time.monotonic() + 80
+    while not has_restarted() and time.monotonic() < end:
+        time.sleep(1)  # the warning itself wakes it
+    with suppress(BoxError):  # a job that is back in the queue takes no signal
         cluster.box.ask("scancel", "--signal=CONT", job)
     return cluster, run
 

@@ -103,6 +103,6 @@ def test_slurmd_killed_and_started_again(
 
 
 def test_time_limit(undisturbed: Undisturbed) -> None:
-    """A limit of one real minute, which the run reached because it was frozen meanwhile."""
+    """A limit of two real minutes, which the run reached because it was frozen meanwhile."""
     cluster, run = undisturbed.limited.result(PATIENCE)
     went_on(cluster, run, undisturbed.weights())
