@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -58,13 +58,7 @@ class FewShotData:
         Raises `UserError` for a model without tokenizer, and for documents that do not fit their task.
         """
         encode = Encoder(model.tokenizer, self.spec.bos)
-        pairs = [(one, shot) for shot in self.spec.shots for one in self.tasks]
-        with progress(len(pairs), "prompts", "tasks") as bar:
-            sets = []
-            for one, shot in pairs:
-                sets.append(self._set(one, shot, encode))
-                bar.advance()
-        return sets
+        return every_set(self.tasks, self.spec.shots, lambda task, shot: self._set(task, shot, encode))
 
     def _set(self, task: TaskDocuments, shot: int, encode: Encoder) -> TaskSet:
         shown, asked = list(examples_of(task, shot, self.spec)), list(questions_of(task, shot, self.spec))
@@ -72,6 +66,19 @@ class FewShotData:
             task.task.name, shot, *encoded(shown, asked, encode), task.task.metric,
             importance_of_evaluation=task.task.train is None, held_out=task.task.name in HELD_OUT,
         )  # fmt: skip
+
+
+def every_set(
+    tasks: Collection[Any], shots: Sequence[int], make: Callable[[Any, int], TaskSet]
+) -> list[TaskSet]:
+    """What `make` gives for every task and every number of shots, shots in the outer order."""
+    pairs = [(task, shot) for shot in shots for task in tasks]
+    with progress(len(pairs), "prompts", "tasks") as bar:
+        sets = []
+        for task, shot in pairs:
+            sets.append(make(task, shot))
+            bar.advance()
+    return sets
 
 
 class Encoder:

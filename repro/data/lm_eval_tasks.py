@@ -14,13 +14,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from repro.data import demonstrations as draws
-from repro.data.few_shot_tasks import Encoder, TextExample, TextQuestion, encoded
+from repro.data.few_shot_tasks import Encoder, TextExample, TextQuestion, encoded, every_set
 from repro.data.lm_eval_sources import loaded
 from repro.data.lm_eval_specs import LmEvalTasks
 from repro.data.prompt_tasks import Prompt
 from repro.data.scored_texts import TaskSet
 from repro.errors import UserError
-from repro.progress import progress
 
 
 class _Shown:
@@ -50,13 +49,7 @@ class LmEvalData:
         Raises `UserError` for a model without tokenizer, and for documents that do not fit their task.
         """
         encode = Encoder(model.tokenizer, self.spec.bos)
-        pairs = [(name, shot) for shot in self.spec.shots for name in self.tasks]
-        with progress(len(pairs), "prompts", "tasks") as bar:
-            sets = []
-            for name, shot in pairs:
-                sets.append(self._set(name, shot, encode))
-                bar.advance()
-        return sets
+        return every_set(self.tasks, self.spec.shots, lambda task, shot: self._set(task, shot, encode))
 
     def _set(self, name: str, shot: int, encode: Encoder) -> TaskSet:
         task, spec = self.tasks[name], self.spec

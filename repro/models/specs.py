@@ -9,7 +9,7 @@ from pydantic import BeforeValidator, Field, field_serializer, model_validator
 from repro.data.lm_task_specs import Task
 from repro.errors import UserError
 from repro.models.base_specs import Model as Model
-from repro.models.base_specs import Positive
+from repro.models.base_specs import Positive, check_heads
 from repro.models.tuned_specs import FineTuned as FineTuned
 from repro.models.tuned_specs import TextOrganism as TextOrganism
 
@@ -40,11 +40,7 @@ class IclTransformer(Model):
 
     @model_validator(mode="after")
     def _heads_fit(self) -> Self:
-        if self.width % self.heads:
-            raise UserError(
-                f"model.heads: must divide model.width; got {self.heads} heads and width {self.width}."
-                f" Valid: {', '.join(str(n) for n in range(1, self.width + 1) if self.width % n == 0)}"
-            )
+        check_heads(self.heads, self.width)
         if self.positions == "rope" and (self.width // self.heads) % 2:
             raise UserError(
                 f"model.positions: rope needs an even head width; got {self.width}/{self.heads} ="
@@ -120,11 +116,7 @@ class Organism(Model):
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
-        if self.width % self.heads:
-            raise UserError(
-                f"model.heads: must divide model.width; got {self.heads} heads and width {self.width}."
-                f" Valid: {', '.join(str(n) for n in range(1, self.width + 1) if self.width % n == 0)}"
-            )
+        check_heads(self.heads, self.width)
         if self.context < self.task.longest:
             raise UserError(
                 f"model.context: sequences of task {self.task.kind} have up to {self.task.longest} tokens;"

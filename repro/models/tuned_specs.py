@@ -9,7 +9,7 @@ from pydantic import BeforeValidator, Field, field_serializer, model_validator
 
 from repro.data.base_specs import Data, sha256_of
 from repro.errors import UserError
-from repro.models.base_specs import Model, Positive
+from repro.models.base_specs import Model, Positive, check_heads
 from repro.specs import Spec
 
 Natural = Annotated[int, Field(ge=0)]
@@ -106,11 +106,7 @@ class TextOrganism(Tuned):
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
-        if self.width % self.heads:
-            raise UserError(
-                f"model.heads: must divide model.width; got {self.heads} heads and width {self.width}."
-                f" Valid: {', '.join(str(n) for n in range(1, self.width + 1) if self.width % n == 0)}"
-            )
+        check_heads(self.heads, self.width)
         return self
 
     def start_fingerprint(self) -> dict[str, Any]:
