@@ -3,11 +3,22 @@
 from __future__ import annotations
 
 import os
+import shutil
+import tempfile
 
 # Before JAX or PyTorch is imported by anything.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Else each process uses all cores, and all wait for each other.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    # Most time of the tests is compiling: what one has compiled others need not, nor other processes.
+    COMPILED = tempfile.mkdtemp(prefix="repro-tests-compiled-")
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = COMPILED
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+else:
+    COMPILED = None
 
-import shutil
 from pathlib import Path
 
 import pytest
@@ -44,6 +55,12 @@ defaults:
   - override /data: gaussian
   - _self_
 """
+
+
+def pytest_unconfigure() -> None:
+    """Processes of pytest-xdist have taken the directory over, and its maker ends last."""
+    if COMPILED is not None:
+        shutil.rmtree(COMPILED, ignore_errors=True)
 
 
 @pytest.fixture(autouse=True)
