@@ -61,12 +61,19 @@ class Layer:
 
     def value_map(self) -> tuple[Tensor, Tensor | None]:
         """W_V [K,d,D] and its bias [K,D]: values are attn_in W_V plus bias, head by head."""
-        projection = self.attention.v_proj
-        weight = projection.weight.unflatten(0, (self.kv_heads, -1)).transpose(1, 2)
-        bias = projection.bias
-        return weight, None if bias is None else bias.unflatten(0, (self.kv_heads, -1))
+        return _by_head(self.attention.v_proj, self.kv_heads)
+
+    def key_map(self) -> tuple[Tensor, Tensor | None] | None:
+        """W_K [K,d,D] and its bias [K,D]: keys, before positions rotate them. None: they are not linear."""
+        return _by_head(self.attention.k_proj, self.kv_heads)
 
     # may be given by a family
+
+    def unrotated(self, q: Tensor, position_ids: Tensor) -> Tensor:
+        """Queries [B,T,H,D] of q [B,1,H,D] whose products with keys that no position has rotated are those of
+        q with the keys at positions [B,T]. Where positions do not rotate it is q.
+        """
+        return q
 
     def project_heads(
         self, attn_in: Tensor, position_ids: Tensor, heads: Sequence[int]
@@ -100,7 +107,7 @@ class Layer:
             q, k, kind = q.float(), k.float(), torch.promote_types(q.dtype, torch.float32)
         else:
             kind = q.dtype
-        keys = _per_query_head(k, q.shape[2]).permute(0, 2, 3, 1)
+        keys = per_query_head(k, q.shape[2]).permute(0, 2, 3, 1)
         return (torch.matmul(q.transpose(1, 2), keys) * self.scaling).to(kind)
 
     def allowed(self, queries: Tensor, keys: Tensor) -> Tensor:
@@ -117,7 +124,7 @@ class Layer:
 
     def mix(self, pattern: Tensor, v: Tensor) -> Tensor:
         """z [B,Tq,H,D] of a pattern [B,H,Tq,Tk] and values [B,Tk,K,D]."""
-        values = _per_query_head(v, pattern.shape[1]).transpose(1, 2)
+        values = per_query_head(v, pattern.shape[1]).transpose(1, 2)
         return torch.matmul(pattern.to(v.dtype), values).transpose(1, 2)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, allowed: Tensor) -> Tensor:
@@ -237,9 +244,16 @@ class LanguageModel:
             )
 
 
-def _per_query_head(x: Tensor, heads: int) -> Tensor:
-    """Keys or values [B,T,K,D] for each of so many query heads."""
-    return x if x.shape[2] == heads else x.repeat_interleave(heads // x.shape[2], dim=2)
+def per_query_head(x: Tensor, heads: int, dim: int = 2) -> Tensor:
+    """What there is for every key/value head of an axis (keys [B,T,K,D]) for each of so many query heads."""
+    return x if x.shape[dim] == heads else x.repeat_interleave(heads // x.shape[dim], dim=dim)
+
+
+def _by_head(projection: Any, heads: int) -> tuple[Tensor, Tensor | None]:
+    """Weight [heads, d, D] and bias [heads, D] of a Linear that makes something for every head."""
+    weight = projection.weight.unflatten(0, (heads, -1)).transpose(1, 2)
+    bias = projection.bias
+    return weight, None if bias is None else bias.unflatten(0, (heads, -1))
 
 
 def _input_by_output(module: nn.Module) -> Tensor:

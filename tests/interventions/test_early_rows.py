@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from models.tiny_models import KINDS, tiny
+from models.tiny_models import KINDS, exact, tiny
 
 from repro.data.facts_records import Fact
 from repro.data.facts_tokens import FactBatch, tokenise
+from repro.interventions import early_rows
 from repro.interventions.early_rows import SETS, Clean, patched_outputs
 from repro.interventions.lm_edits import At, Transform
 from repro.interventions.lm_run import run
@@ -21,8 +22,8 @@ def facts() -> FactBatch:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_equal_to_a_run_with_the_rows_replaced(kind: str) -> None:
-    model, asked, sources = tiny(kind, dtype=torch.float64), facts(), [0, 1, 2]
+def test_equal_to_a_run_with_the_rows_replaced(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, asked, sources = exact(kind, monkeypatch), facts(), [0, 1, 2]
     reads = Clean.of(model, asked)
     places = reads.hidden
     clean = run(model, asked.batch, reads=reads.reads, logits=None)
@@ -44,3 +45,28 @@ def test_equal_to_a_run_with_the_rows_replaced(kind: str) -> None:
                 found[0].expand(len(SETS), -1, -1), found[1 + 3 * at : 4 + 3 * at], 1e-9, 1e-9
             )
             assert same == (source == layer.index)  # putting a row back to itself changes nothing
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_scores_of_rows_are_those_of_their_keys(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Queries turned back and sent through W_K meet rows as queries meet keys."""
+    model, asked = exact(kind, monkeypatch), facts()
+    ids = asked.batch.position_ids
+    x = torch.randn(2, *ids.shape, model.width, dtype=torch.float64, generator=torch.manual_seed(1))
+    for layer in model.layers:
+        q = layer.project(x[0, :, -1:], ids[:, -1:])[0]
+        expected = torch.stack([layer.scores(q, layer.keys(one, ids))[..., 0, :] for one in x], 2)
+        torch.testing.assert_close(
+            early_rows._scores_of_keys(layer, q, x, ids), expected, rtol=1e-6, atol=1e-6
+        )
+        assert (layer.key_map() is None) == (kind == "qwen3")
+
+
+def test_half_precision_rounds_as_the_model_does() -> None:
+    model, asked = tiny("gpt2", dtype=torch.bfloat16), facts()
+    ids = asked.batch.position_ids
+    x = torch.randn(2, *ids.shape, model.width, generator=torch.manual_seed(1)).bfloat16()
+    for layer in model.layers:
+        q = layer.project(x[0, :, -1:], ids[:, -1:])[0]
+        expected = torch.stack([layer.scores(q, layer.keys(one, ids))[..., 0, :] for one in x], 2)
+        assert torch.equal(early_rows._scores_of_keys(layer, q, x, ids), expected)

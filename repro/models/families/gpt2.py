@@ -26,9 +26,17 @@ class Gpt2Layer(Layer):
         return keys.unflatten(-1, (self.heads, -1))
 
     def value_map(self) -> tuple[Tensor, Tensor]:
+        return self._third(2)
+
+    def key_map(self) -> tuple[Tensor, Tensor]:
+        return self._third(1)
+
+    def _third(self, which: int) -> tuple[Tensor, Tensor]:
+        """Weight [H, d, D] and bias [H, D] of queries (0), keys (1) or values (2)."""
         fused, width = self.attention.c_attn, self.attention.split_size
-        weight = fused.weight[:, 2 * width :].unflatten(-1, (self.heads, -1)).transpose(0, 1)
-        return weight, fused.bias[2 * width :].unflatten(-1, (self.heads, -1))
+        part = slice(which * width, (which + 1) * width)
+        weight = fused.weight[:, part].unflatten(-1, (self.heads, -1)).transpose(0, 1)
+        return weight, fused.bias[part].unflatten(-1, (self.heads, -1))
 
     def mlp_hidden(self, mlp_in: Tensor) -> Tensor:
         mlp = self.block.mlp

@@ -37,16 +37,26 @@ class GptNeoxLayer(Layer):
         weight, bias = self._third(2)
         return weight.transpose(1, 2), bias
 
+    def key_map(self) -> tuple[Tensor, Tensor | None]:
+        weight, bias = self._third(1)
+        return weight.transpose(1, 2), bias
+
+    def unrotated(self, q: Tensor, position_ids: Tensor) -> Tensor:
+        q = q.expand(-1, position_ids.shape[1], -1, -1)
+        return self._rotated(q, q, q, position_ids, back=True)[0]
+
     def _third(self, which: int) -> tuple[Tensor, Tensor | None]:
         """Weight [H, D, d] and bias [H, D] of queries (0), keys (1) or values (2)."""
         fused = self.attention.query_key_value
         weight, bias = fused.weight.unflatten(0, (self.heads, 3, -1))[:, which], fused.bias
         return weight, None if bias is None else bias.unflatten(0, (self.heads, 3, -1))[:, which]
 
-    def _rotated(self, q: Tensor, k: Tensor, attn_in: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
-        cos, sin = self._rotary(attn_in, position_ids)
+    def _rotated(
+        self, q: Tensor, k: Tensor, like: Tensor, position_ids: Tensor, back: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        cos, sin = self._rotary(like, position_ids)
         rotate = sys.modules[type(self.attention).__module__].apply_rotary_pos_emb
-        return rotate(q, k, cos, sin, unsqueeze_dim=2)
+        return rotate(q, k, cos, -sin if back else sin, unsqueeze_dim=2)
 
     def mlp_hidden(self, mlp_in: Tensor) -> Tensor:
         mlp: Any = self.block.mlp

@@ -51,6 +51,10 @@ class GptjLayer(Layer):
         k = self.attention.k_proj(attn_in).unflatten(-1, (self.heads, -1))
         return self._rotate(k, *self._angles(k, position_ids))
 
+    def unrotated(self, q: Tensor, position_ids: Tensor) -> Tensor:
+        sin, cos = self._angles(q, position_ids)
+        return self._rotate(q.expand(-1, position_ids.shape[1], -1, -1), -sin, cos)
+
     def _angles(self, like: Tensor, position_ids: Tensor) -> tuple[Tensor, ...]:
         table = self._positions.embed_positions.to(position_ids.device)[position_ids].to(like.dtype)
         return table.split(table.shape[-1] // 2, dim=-1)

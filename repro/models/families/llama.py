@@ -39,10 +39,19 @@ class LlamaLayer(Layer):
         k = self.attention.k_norm(k) if hasattr(self.attention, "k_norm") else k
         return self._rotated(k, k, attn_in, position_ids)[1]
 
-    def _rotated(self, q: Tensor, k: Tensor, attn_in: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
-        cos, sin = self._rotary(attn_in, position_ids)
+    def key_map(self) -> tuple[Tensor, Tensor | None] | None:
+        return None if hasattr(self.attention, "k_norm") else super().key_map()
+
+    def unrotated(self, q: Tensor, position_ids: Tensor) -> Tensor:
+        q = q.expand(-1, position_ids.shape[1], -1, -1)
+        return self._rotated(q, q, q, position_ids, back=True)[0]
+
+    def _rotated(
+        self, q: Tensor, k: Tensor, like: Tensor, position_ids: Tensor, back: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        cos, sin = self._rotary(like, position_ids)
         rotate = sys.modules[type(self.attention).__module__].apply_rotary_pos_emb
-        return rotate(q, k, cos, sin, unsqueeze_dim=2)
+        return rotate(q, k, cos, -sin if back else sin, unsqueeze_dim=2)
 
     def allowed(self, queries: Tensor, keys: Tensor) -> Tensor:
         causal = super().allowed(queries, keys)
