@@ -461,10 +461,13 @@ print(stopping.asked())
         stdout=subprocess.PIPE,
         text=True,
     )
-    while not started.exists():
-        assert job.poll() is None
-        time.sleep(0.01)
-    job.send_signal(signal.SIGUSR2)
-    told.touch()
-    assert job.communicate(timeout=60)[0] == "stop\n"
-    assert job.returncode == 0
+    try:
+        while not started.exists():
+            assert job.poll() is None
+            time.sleep(0.01)
+        job.send_signal(signal.SIGUSR2)
+        told.touch()
+        assert job.communicate(timeout=60)[0] == "stop\n"
+        assert job.returncode == 0
+    finally:
+        job.kill()

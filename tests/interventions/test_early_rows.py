@@ -57,7 +57,7 @@ def test_scores_of_rows_are_those_of_their_keys(kind: str, monkeypatch: pytest.M
         q = layer.project(x[0, :, -1:], ids[:, -1:])[0]
         expected = torch.stack([layer.scores(q, layer.keys(one, ids))[..., 0, :] for one in x], 2)
         torch.testing.assert_close(
-            early_rows._scores_of_keys(layer, q, x, ids), expected, rtol=1e-6, atol=1e-6
+            early_rows._scores_of_keys(layer, q, x, ids), expected, rtol=1e-12, atol=1e-12
         )
         assert (layer.key_map() is None) == (kind == "qwen3")
 
